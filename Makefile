@@ -1,0 +1,89 @@
+# Every target's ## comment is its line in `make help`.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL: # `make train-all archive serve` means in this order
+.PHONY: help setup data train train-all archive describe serve stop status test lint format bench quality clean
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP_INSTALL := $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# training/train_<model>.py makes <model> trainable, archive/<model>/model-config.yaml servable.
+TRAINABLE := $(sort $(patsubst training/train_%.py,%,$(wildcard training/train_*.py)))
+MODEL ?=
+VERSION ?=
+ARGS ?=
+# What `make serve` reads from its environment.
+export ENABLED_MODELS TOKEN_AUTH INFERENCE_HOST INFERENCE_PORT MANAGEMENT_PORT METRICS_PORT MODEL_STORE
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed ## Create .venv and install the exact versions of constraints.txt
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "error: expected Python 3.11, got $$($(PYTHON) --version); set PYTHON=<path>"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP_INSTALL) .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP_INSTALL) '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(PIP_INSTALL) '.[bench]'
+	@touch $@
+
+train: $(VENV)/.installed ## Train one model: make train MODEL=deepfm [VERSION=v1] [ARGS='--epochs 5']
+	@test -n "$(MODEL)" || { echo "error: which model? MODEL= one of: $(TRAINABLE)"; exit 2; }
+	@$(MAKE) --no-print-directory train-$(MODEL)
+
+train-all: $(addprefix train-,$(TRAINABLE)) ## Train every model on its default data
+
+train-%: $(VENV)/.installed
+	@test -f training/train_$*.py || { echo "error: no model $*; there are: $(TRAINABLE)"; exit 2; }
+	$(PY) -m training.train_$* $(if $(VERSION),--version $(VERSION)) $(ARGS)
+
+archive: $(VENV)/.installed ## Package the newest version of every model [MODEL=deepfm] [VERSION=v1]
+	$(PY) -m archive.package $(if $(MODEL),--model $(MODEL)) $(if $(VERSION),--version $(VERSION))
+
+describe: $(VENV)/.installed ## Print an archive's signature, metrics and contents: MODEL=deepfm
+	@test -n "$(MODEL)" || { echo "error: which model? make describe MODEL=deepfm"; exit 2; }
+	@$(PY) -m archive.describe --model $(MODEL)
+
+serve: $(VENV)/.installed ## Serve the archives on :8080 [ENABLED_MODELS=xgb,deepfm] [TOKEN_AUTH=1]
+	@$(PY) -m scripts.serve
+
+stop: $(VENV)/.installed ## Stop `make serve` from another terminal
+	@$(PY) -m scripts.serve stop
+
+status: $(VENV)/.installed ## Show what is served: versions and workers
+	@$(PY) -m scripts.serve status
+
+test: $(VENV)/.installed-dev ## Run the tests
+	$(PY) -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev ## Run ruff, mypy and import-linter
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: $(VENV)/.installed-dev ## Let ruff mend what it can
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(VENV)/.installed-bench ## Measure requests/s and latency beside the alternatives
+	$(PY) -m bench.serving $(ARGS)
+
+quality: $(VENV)/.installed ## Print every model's metrics beside baseline, bar and oracle [DATA=folder]
+	$(PY) -m bench.quality $(if $(DATA),--data $(DATA)) $(ARGS)
+
+clean: ## Remove what training, packaging and tests wrote; keep data/ and .venv
+	rm -rf artifacts logs model-store/*.mar bench/results build *.egg-info \
+		.pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

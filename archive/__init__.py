@@ -1,0 +1,1 @@
+"""From artifacts to ``.mar`` files; ``archive/*/model-config.yaml`` is the list of models."""

@@ -1,0 +1,92 @@
+"""Print what an archive says of itself: ``python -m archive.describe --model deepfm``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from archive.package import MODEL_STORE
+from handlers.errors import ArchiveError
+from handlers.signature import Signature, verify_archive
+from training.tables import metric_table
+
+
+@dataclass(frozen=True)
+class Config:
+    """Print an archive's signature, metrics and contents, after checking its hashes.
+
+    Attributes:
+        model: Its name.
+        store: Folder of the archives.
+    """
+
+    model: str
+    store: Path = MODEL_STORE
+
+
+def tables(
+    signature: Signature, metrics: dict[str, dict[str, float]], sizes: dict[str, int]
+) -> Any:
+    """The archive as tables for people, one after the other."""
+    summary = Table(box=None, show_header=False)
+    for name, value in (
+        ("model", signature.model_name),
+        ("version", signature.model_version),
+        ("handler", signature.handler),
+        ("output", json.dumps(signature.output)),
+        ("made with", ", ".join(f"{k} {v}" for k, v in signature.libraries.items())),
+    ):
+        summary.add_row(name, value)
+    yield summary
+
+    features = Table("feature", "kind", "default", "training range", "", box=box.SIMPLE_HEAD)
+    for feature in signature.features:
+        bounds = feature["train_range"]
+        note = f"{feature['vocabulary_size']} tokens" if feature["kind"] == "category" else ""
+        if feature["product_of"]:
+            note = "or " + " x ".join(feature["product_of"])
+        default = "learned" if feature["default"] is None else f"{feature['default']:g}"
+        if feature["kind"] == "category":
+            default = ""
+        limits = f"{bounds[0]:g} .. {bounds[1]:g}" if bounds else ""
+        features.add_row(feature["name"], feature["kind"], default, limits, note)
+    yield features
+
+    yield metric_table(metrics)
+
+    contents = Table("file", "bytes", "sha256", box=box.SIMPLE_HEAD)
+    for name, digest in signature.files.items():
+        contents.add_row(name, f"{sizes[name]:,}", digest[:16])
+    yield contents
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line; returns the exit status."""
+    config = tyro.cli(Config, args=argv)
+    mar = config.store / f"{config.model}.mar"
+    try:
+        signature = verify_archive(mar)
+    except ArchiveError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    with zipfile.ZipFile(mar) as archive:
+        metrics = json.loads(archive.read("metrics.json"))["test"]
+        sizes = {info.filename: info.file_size for info in archive.infolist()}
+    console = Console()
+    for table in tables(signature, metrics, sizes):
+        console.print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

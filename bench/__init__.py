@@ -1,0 +1,1 @@
+"""Measurements: speed beside the alternatives, quality beside the ceilings."""

@@ -1,0 +1,255 @@
+"""The handler that every model's handler extends; the only place that knows TorchServe.
+
+A request's way: bytes -> rows -> one matrix for the whole batch -> one forward pass -> each
+request's share of it -> bytes. A request that cannot be decoded gets its own 400 and leaves the
+batch; the others do not notice.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from abc import abstractmethod
+from collections import Counter
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import torch
+from ts.context import Context
+from ts.torch_handler.base_handler import BaseHandler
+
+from handlers.decoding import RequestDecoder
+from handlers.errors import ArchiveError, RequestError
+from handlers.schema import SCHEMA_VERSION, VOCABULARIES_FILE, FeatureSchema, Matrix
+from handlers.signature import GOLDEN_FILE, first_difference, verify_folder
+from handlers.telemetry import Telemetry
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MAX_ROWS = 10_000
+# Rows scored at once: bounds a worker's memory whatever comes, and stays within the CPU's cache.
+CHUNK_ROWS = 4096
+
+OK = 200
+CPU = torch.device("cpu")
+
+Predictions = npt.NDArray[np.float32]
+
+
+class RecHandler(BaseHandler):  # type: ignore[misc]
+    """Serves one model from its unpacked archive.
+
+    A subclass names its meta file and the architecture version that it understands, loads its
+    model, and scores a matrix::
+
+        class DeepFMHandler(RecHandler):
+            meta_file = "deepfm_feature_meta.json"
+            arch_version = 1
+
+            def load_model(self, model_dir): ...
+            def score(self, matrix): ...
+
+    Shapes: B instances, C matrix columns.
+    """
+
+    meta_file: ClassVar[str]
+    arch_version: ClassVar[int]
+
+    # What a model brings
+
+    @abstractmethod
+    def load_model(self, model_dir: Path) -> None:
+        """Load weights; ``self.meta``, ``self.schema`` and ``self.device`` are set."""
+
+    @abstractmethod
+    def score(self, matrix: Matrix) -> Predictions:
+        """Score instances.
+
+        Args:
+            matrix: As :meth:`FeatureSchema.matrix` makes it, float32 [B, C].
+
+        Returns:
+            One prediction an instance, finite, float32 [B] or [B, ...].
+        """
+
+    def encode(self, predictions: Predictions) -> bytes:
+        """One request's predictions, float32 [B, ...] -> the JSON of its ``predictions``."""
+        return orjson.dumps(predictions, option=orjson.OPT_SERIALIZE_NUMPY)
+
+    # What TorchServe calls
+
+    def initialize(self, context: Context) -> None:
+        """Load the archive and prove that it computes what training computed.
+
+        Raises:
+            ArchiveError: If a file was altered, the architecture is unknown, or a golden row's
+                prediction is off by more than 1e-5.
+        """
+        model_dir = Path(context.system_properties["model_dir"])
+        config = (context.model_yaml_config or {}).get("handler") or {}
+        torch.set_num_threads(int(config.get("threads", 1)))
+        self.signature = verify_folder(model_dir)
+        self.load(
+            model_dir,
+            device=_device(str(config.get("device", "cpu")), context),
+            max_rows=int(config.get("max_rows", DEFAULT_MAX_ROWS)),
+        )
+        self.replay_golden_rows(model_dir)
+        self.telemetry = Telemetry(
+            context.metrics,
+            self.signature.model_name,
+            self.signature.model_version,
+            self.schema.names,
+            self.counts,
+            self.decoder.unknown,
+        )
+        self.context = context
+        self.initialized = True
+        # The worker logs several lines a batch at INFO, each of which Java reads and parses.
+        logging.getLogger().setLevel(logging.WARNING)
+
+    def handle(self, data: list[dict[str, Any]], context: Context) -> list[Any]:
+        """Answer a batch of requests, one answer each, in order."""
+        if context.get_request_header(0, "describe") == "True":
+            return [self.signature.to_json()]
+        start = time.perf_counter()
+        answers, n_rows = self.answer([row.get("body") for row in data])
+        statuses: Counter[int] = Counter()
+        for i, (status, _) in enumerate(answers):
+            context.set_response_content_type(i, "application/json")
+            if status != OK:
+                context.set_response_status(status, HTTPStatus(status).phrase, i)
+            statuses[status] += 1
+        self.telemetry.observe((time.perf_counter() - start) * 1e3, n_rows, statuses)
+        return [body for _, body in answers]
+
+    # Without TorchServe: what tests and training may call
+
+    def load(
+        self,
+        model_dir: Path,
+        device: torch.device = CPU,
+        max_rows: int = DEFAULT_MAX_ROWS,
+    ) -> None:
+        """Load meta, schema and model from an unpacked archive or an artifact folder.
+
+        Args:
+            model_dir: The folder.
+            device: Where networks run.
+            max_rows: A request may bring.
+
+        Raises:
+            ArchiveError: If the meta file is of a version that this handler does not know.
+        """
+        self.device = device
+        self.meta = json.loads((model_dir / self.meta_file).read_text())
+        for key, known in (
+            ("schema_version", SCHEMA_VERSION),
+            ("arch_version", self.arch_version),
+        ):
+            if self.meta.get(key) != known:
+                raise ArchiveError(
+                    f"{self.meta_file}: {key}: expected {known}, got {self.meta.get(key)}; "
+                    "train the model again with this version of the code"
+                )
+        vocabularies = json.loads((model_dir / VOCABULARIES_FILE).read_text())
+        self.schema = FeatureSchema.from_json(self.meta["features"], vocabularies)
+        self.counts = self.schema.new_counts()
+        self.decoder = RequestDecoder(
+            self.schema.row_type, self.schema.names, self.schema.names, max_rows
+        )
+        self.load_model(model_dir)
+
+    def replay_golden_rows(self, model_dir: Path) -> None:
+        """Compare this handler's predictions with the ones that training computed.
+
+        It also warms the handler up: the rows pass together, then one by one.
+
+        Raises:
+            ArchiveError: Naming the first row that is off.
+        """
+        golden = json.loads((model_dir / GOLDEN_FILE).read_text())
+        rows, expected = golden["rows"], golden["predictions"]
+        for start, stop in [(0, len(rows)), *((i, i + 1) for i in range(len(rows)))]:
+            [(_, body)], _ = self.answer([orjson.dumps({"data": rows[start:stop]})])
+            answer = orjson.loads(body)
+            if "predictions" not in answer:
+                raise ArchiveError(f"{GOLDEN_FILE}: rows {start}..{stop - 1}: {answer['message']}")
+            difference = first_difference(
+                rows[start:stop], expected[start:stop], answer["predictions"]
+            )
+            if difference is not None:
+                raise ArchiveError(difference)
+        # A replay is not traffic.
+        self.counts = self.schema.new_counts()
+        self.decoder.unknown.clear()
+
+    def answer(self, bodies: list[Any]) -> tuple[list[tuple[int, bytes]], int]:
+        """Answer a batch of request bodies.
+
+        Args:
+            bodies: As they came, bytes; None for a request whose body did not reach us.
+
+        Returns:
+            A status and a JSON body for each request, and the number of rows scored.
+        """
+        answers: list[tuple[int, bytes]] = [(OK, b"")] * len(bodies)
+        shares: list[tuple[int, slice]] = []
+        rows: list[Any] = []
+        for i, body in enumerate(bodies):
+            try:
+                request_rows = self.decoder.decode(_as_bytes(body))
+            except RequestError as error:
+                answers[i] = error.status, error.to_json()
+            else:
+                shares.append((i, slice(len(rows), len(rows) + len(request_rows))))
+                rows += request_rows
+        if not rows:
+            return answers, 0
+        try:
+            predictions = self._predict(rows)
+            for i, share in shares:
+                answers[i] = OK, b'{"predictions":%b}' % self.encode(predictions[share])
+        except Exception as error:
+            if len(bodies) > 1:  # One request must not take its batch-mates down.
+                alone = [self.answer([body]) for body in bodies]
+                return [answer for [answer], _ in alone], sum(n for _, n in alone)
+            logger.exception("scoring failed")
+            failure = RequestError(500, f"scoring failed: {type(error).__name__}; see the log")
+            answers[0] = failure.status, failure.to_json()
+        return answers, len(rows)
+
+    def _predict(self, rows: list[Any]) -> Predictions:
+        matrix = self.schema.matrix(self.schema.raw_matrix(rows), self.counts)
+        chunks = [
+            self.score(matrix[start : start + CHUNK_ROWS])
+            for start in range(0, len(matrix), CHUNK_ROWS)
+        ]
+        predictions = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+        if not np.isfinite(predictions).all():
+            # JSON has no NaN; orjson would write null, which Go reads as 0.
+            raise FloatingPointError("the model computed a prediction that is not finite")
+        return predictions
+
+
+def _as_bytes(body: Any) -> bytes | bytearray:
+    if isinstance(body, bytes | bytearray):
+        return body
+    if body is None:
+        raise RequestError(
+            400, "body: expected JSON, got a form; send Content-Type: application/json"
+        )
+    # A TorchServe that runs without our decode_input_request=false has parsed it already.
+    return orjson.dumps(body)
+
+
+def _device(wanted: str, context: Context) -> torch.device:
+    """``cuda`` in the config means: where there is one."""
+    if wanted == "cuda" and torch.cuda.is_available():
+        return torch.device("cuda", context.system_properties.get("gpu_id") or 0)
+    return CPU

@@ -1,0 +1,156 @@
+"""A request's bytes -> rows, or a message that says what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from handlers.errors import RequestError
+
+MAX_SHOWN = 60  # characters of a value in a message
+EXAMPLE = '{"data": [{...}, ...]}'
+
+_LOCATED = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
+_EXPECTED = re.compile(r"^Expected `(?P<types>[^`]*)`(?: of length (?P<length>\d+))?")
+_INDEX = re.compile(r"^\[(\d+)\]")
+# msgspec's words for a type -> the reader's.
+_WORDS = {
+    "float | null": "a number",
+    "int | float | str | null": "a string or a number",
+    "object | array": "an object or an array",
+    "object": f"an object like {EXAMPLE}",
+}
+
+
+class RequestDecoder:
+    """Decodes and validates request bodies with decoders compiled from the row's type.
+
+    Args:
+        row_type: Makes the msgspec type of a row, with structs that forbid unknown fields or let
+            them pass.
+        names: Features in order; names an element of a vector in a message.
+        known: Every key that a row may have, at any depth.
+        max_rows: More rows than this in one request are refused.
+
+    Attributes:
+        unknown: Keys that were ignored, by name; the reader may clear it.
+    """
+
+    def __init__(
+        self,
+        row_type: Callable[[bool], Any],
+        names: Sequence[str],
+        known: Iterable[str],
+        max_rows: int,
+    ) -> None:
+        self._names = names
+        self._known = frozenset(known)
+        self._max_rows = max_rows
+        self._strict = _compile(row_type(True))
+        self._lenient = _compile(row_type(False))
+        self.unknown: Counter[str] = Counter()
+
+    def decode(self, body: bytes | bytearray) -> list[Any]:
+        """The rows of one request, at least one.
+
+        Raises:
+            RequestError: 400 if the body is not as the protocol says, 413 if it has too many rows.
+        """
+        try:
+            try:
+                data = self._strict.decode(body).data
+            except msgspec.ValidationError:
+                # Most likely an unknown key, which is no error; any other one comes up again.
+                data = self._lenient.decode(body).data
+                self._count_unknown(msgspec.json.decode(body)["data"])
+        except msgspec.ValidationError as error:
+            raise RequestError(400, self._explain(str(error), body)) from error
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise RequestError(400, f"body: expected JSON like {EXAMPLE}, got: {error}") from error
+        rows = data if type(data) is list else [data]
+        if not rows:
+            raise RequestError(400, "data: expected at least one row, got an empty list")
+        if len(rows) > self._max_rows:
+            raise RequestError(
+                413, f"data: expected at most {self._max_rows} rows, got {len(rows)}; split them"
+            )
+        return rows
+
+    def _count_unknown(self, value: Any) -> None:
+        if isinstance(value, list):
+            for item in value:
+                self._count_unknown(item)
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                if key in self._known:
+                    self._count_unknown(item)
+                else:
+                    self.unknown[key] += 1
+
+    def _explain(self, message: str, body: bytes | bytearray) -> str:
+        """Rewrite msgspec's message: where, what was expected, what came."""
+        located = _LOCATED.match(message)
+        what, path = (located["what"], located["path"] or "") if located else (message, "")
+        if "missing required field" in what:
+            name = what.split("`")[1]
+            where = f"{path}.{name}" if path else name
+            return f"{where}: expected it in {EXAMPLE}, got no such key"
+        try:
+            got = _value_at(body, path)
+        except (LookupError, ValueError, TypeError, RecursionError):
+            # Say, a key that comes twice with different values: the message does without.
+            return f"{self._named(path)}: {what}"
+        if what == "Number out of range":
+            expected, shown = "a number within float64", _clipped(str(got))
+        elif (match := _EXPECTED.match(what)) and match["length"]:
+            expected = f"{match['length']} values ({', '.join(self._names)})"
+            shown = str(len(got))
+        else:
+            expected = _WORDS.get(match["types"], match["types"]) if match else what
+            shown = _clipped(json.dumps(got, ensure_ascii=False))
+        return f"{self._named(path) or 'body'}: expected {expected}, got {shown}"
+
+    def _named(self, path: str) -> str:
+        """``data[3][1]`` -> ``data[3].item_cvr``."""
+        match = re.fullmatch(r"(data\[\d+\])\[(\d+)\]", path)
+        return f"{match[1]}.{self._names[int(match[2])]}" if match else path
+
+
+def _compile(row: Any) -> msgspec.json.Decoder[Any]:
+    # Lists first: in a union, an object can only be a row.
+    request = msgspec.defstruct("Request", [("data", list[row] | _objects(row))])
+    return msgspec.json.Decoder(request)
+
+
+def _objects(row: Any) -> Any:
+    """The members of a row's type that are objects: one of them may stand for a list of one."""
+    members = getattr(row, "__args__", (row,))
+    return next(m for m in members if isinstance(m, type) and issubclass(m, msgspec.Struct))
+
+
+def _value_at(body: bytes | bytearray, path: str) -> Any:
+    """The value at a path like ``data[3].user_age``; numbers beyond float64 as their text."""
+    value = json.loads(body, parse_float=_finite_or_text)
+    while path:
+        if match := _INDEX.match(path):
+            value, path = value[int(match[1])], path[match.end() :]
+        else:
+            path = path.removeprefix(".")
+            # A key may hold any character, so the longest one that fits is the one meant.
+            key = max((k for k in value if path.startswith(k)), key=len)
+            value, path = value[key], path[len(key) :]
+    return value
+
+
+def _finite_or_text(number: str) -> float | str:
+    return float(number) if math.isfinite(float(number)) else number
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."

@@ -1,0 +1,120 @@
+"""Layers that several networks share, above all the one that takes raw feature values.
+
+Logs, standardization, bins and missing flags are buffers of the network, so that serving sends raw
+columns and cannot prepare them differently than training did.
+
+Shapes: B instances, C matrix columns (N numbers and K categories), D embedding dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+MISSING_BIN = 0
+# Standardized values beyond this say nothing more, and keep an absurd price from drowning the rest.
+MAX_STANDARDIZED = 8.0
+
+
+class FeatureInputs(nn.Module):
+    """Standardizes numbers, and embeds their quantile bins and the categories in one table.
+
+    Args:
+        cardinalities: For each matrix column, the number of indices of a category, 0 for a number.
+        embedding_dim: D.
+        n_bins: Quantile bins for each number; one more stands for missing.
+    """
+
+    is_log: Tensor  # bool [N]
+    floor: Tensor  # [N], smallest training value of a column on a log scale
+    mean: Tensor  # [N]
+    std: Tensor  # [N]
+    edges: Tensor  # [N, n_bins - 1]
+    offsets: Tensor  # int64 [N + K], first row of each field in the table
+
+    def __init__(self, cardinalities: list[int], embedding_dim: int, n_bins: int = 16) -> None:
+        super().__init__()
+        self.numbers = [c for c, n in enumerate(cardinalities) if n == 0]
+        self.categories = [c for c, n in enumerate(cardinalities) if n > 0]
+        n = len(self.numbers)
+        self.register_buffer("is_log", torch.zeros(n, dtype=torch.bool))
+        self.register_buffer("floor", torch.zeros(n))
+        self.register_buffer("mean", torch.zeros(n))
+        self.register_buffer("std", torch.ones(n))
+        self.register_buffer("edges", torch.zeros(n, n_bins - 1))
+        sizes = [n_bins + 1] * n + [cardinalities[c] for c in self.categories]
+        offsets = torch.tensor([0, *sizes[:-1]]).cumsum(0)
+        self.register_buffer("offsets", offsets, persistent=False)
+        self.embedding = nn.Embedding(sum(sizes), embedding_dim)
+        nn.init.normal_(self.embedding.weight, std=0.01)
+        self.value_embedding = nn.Parameter(torch.randn(n, embedding_dim) * 0.01)
+        self.n_fields = len(sizes)
+
+    def fit(self, matrix: Tensor) -> None:
+        """Set the buffers from the training split.
+
+        Args:
+            matrix: float32 [rows, C]; NaN for missing.
+        """
+        for i, column in enumerate(self.numbers):
+            values = matrix[:, column]
+            values = values[values.isfinite()]
+            if len(values) == 0:
+                continue
+            # A positive column that spans orders of magnitude is read on a log scale.
+            self.is_log[i] = bool(values.min() > 0 and values.max() > 10 * values.min())
+            self.floor[i] = values.min() if self.is_log[i] else -torch.inf
+            scaled = values.clamp_min(self.floor[i])
+            scaled = scaled.log() if self.is_log[i] else scaled
+            self.mean[i] = scaled.mean()
+            self.std[i] = scaled.std(correction=0).clamp_min(1e-6)
+            self.edges[i] = _quantiles(values, self.edges.shape[1])
+
+    def forward(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """Prepare a batch.
+
+        Args:
+            matrix: float32 [B, C]; NaN for a missing number, indices for categories.
+
+        Returns:
+            Standardized numbers, 0 for missing, float32 [B, N]; and embeddings [B, N + K, D].
+        """
+        raw = matrix[:, self.numbers]  # [B, N]
+        missing = raw.isnan()
+        logs = torch.maximum(raw, self.floor).log()
+        scaled = torch.where(self.is_log, logs, raw)
+        z = (scaled - self.mean) / self.std
+        z = z.clamp(-MAX_STANDARDIZED, MAX_STANDARDIZED).masked_fill(missing, 0.0)  # [B, N]
+        bins = torch.searchsorted(self.edges, raw.T.contiguous(), right=True).T + 1  # [B, N]
+        bins = bins.masked_fill(missing, MISSING_BIN)
+        index = torch.cat([bins, matrix[:, self.categories].long()], dim=1)
+        embedded = self.embedding(index + self.offsets)  # [B, N + K, D]
+        n = z.shape[1]
+        smooth = embedded[:, :n] + z.unsqueeze(2) * self.value_embedding
+        return z, torch.cat([smooth, embedded[:, n:]], dim=1)
+
+
+class RankingNetwork(nn.Module):
+    """A network over :class:`FeatureInputs`; ``config`` holds the arguments that build it again."""
+
+    inputs: FeatureInputs
+    config: dict[str, Any]
+
+
+def _quantiles(values: Tensor, n: int) -> Tensor:
+    """N inner quantiles by order statistics: torch.quantile refuses more than 16M values."""
+    ordered = values.sort().values
+    at = torch.linspace(0, len(ordered) - 1, n + 2)[1:-1].round().long()
+    return ordered[at]
+
+
+def feed_forward(n_in: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
+    """Linear layers with SiLU, float32 [B, n_in] -> [B, hidden[-1]]."""
+    layers: list[nn.Module] = []
+    for n_out in hidden:
+        layers += [nn.Linear(n_in, n_out), nn.SiLU(), nn.Dropout(dropout)]
+        n_in = n_out
+    return nn.Sequential(*layers)

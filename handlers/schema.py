@@ -1,0 +1,314 @@
+"""What a model's features are, and how raw values become its input matrix.
+
+Training and serving call the same :meth:`FeatureSchema.matrix`, so they cannot treat a missing
+value, an overflow or a cross feature differently.
+
+Shapes: B instances, F features, C matrix columns (F, plus one for each hashed category).
+"""
+
+from __future__ import annotations
+
+import types
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from itertools import chain
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from msgspec.structs import astuple
+
+SCHEMA_VERSION = 1
+VOCABULARIES_FILE = "vocabularies.json"
+
+MISSING_INDEX = 0
+OOV_INDEX = 1
+FIRST_TOKEN_INDEX = 2
+
+Token = str | int | float
+Matrix = npt.NDArray[np.float32]
+RawMatrix = npt.NDArray[np.float64]
+
+
+def canonical_token(value: Token) -> str:
+    """The one spelling of a category: 196, 196.0 and "196" are the same token."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One input of a model.
+
+    Attributes:
+        name: The key in a request's row and the column in the training data.
+        kind: ``number``, or ``category`` for an id or a string with a vocabulary.
+        default: Stands in for a missing number. None means that training saw missing cells, so
+            NaN goes through and the model takes the path that it learned for it.
+        train_range: Smallest and largest number of the training split.
+        product_of: Two numbers whose product this cross feature is when a row does not bring it.
+        vocabulary: The known tokens of a category; token i has index i + 2, after 0 for missing
+            and 1 for out of vocabulary.
+        hash_buckets: When > 0, a category too large for a vocabulary: it takes two matrix
+            columns, each one stable hash of the token modulo this number.
+    """
+
+    name: str
+    kind: Literal["number", "category"] = "number"
+    default: float | None = 0.0
+    train_range: tuple[float, float] | None = None
+    product_of: tuple[str, str] | None = None
+    vocabulary: tuple[str, ...] = ()
+    hash_buckets: int = 0
+
+    @property
+    def width(self) -> int:
+        """How many matrix columns the feature takes."""
+        return 2 if self.hash_buckets else 1
+
+    @property
+    def cardinality(self) -> int:
+        """Number of distinct indices of a category, the two reserved ones included; else 0."""
+        if self.kind == "number":
+            return 0
+        return FIRST_TOKEN_INDEX + (self.hash_buckets or len(self.vocabulary))
+
+
+class _CategoryEncoder:
+    """Tokens of one category -> matrix columns of indices."""
+
+    def __init__(self, feature: Feature) -> None:
+        self._buckets = feature.hash_buckets
+        self._index: dict[Token | None, int] = {None: MISSING_INDEX}
+        for i, token in enumerate(feature.vocabulary, start=FIRST_TOKEN_INDEX):
+            self._index[token] = i
+            # JSON numbers find their token without a conversion for each value: as dictionary
+            # keys, 196 and 196.0 are one.
+            for parse in (int, float):
+                try:
+                    number = parse(token)
+                except ValueError:
+                    continue
+                if canonical_token(number) == token:
+                    self._index[number] = i
+
+    def encode(self, tokens: Iterable[Token | None]) -> RawMatrix:
+        """Indices, float64 [B, width]; a float64 holds them exactly."""
+        if self._buckets:
+            hashed = [self._hash(token) for token in tokens]
+            return np.array(hashed, dtype=np.float64).reshape(-1, 2)
+        get = self._index.get
+        return np.array([get(token, OOV_INDEX) for token in tokens], dtype=np.float64)[:, None]
+
+    def _hash(self, token: Token | None) -> tuple[int, int]:
+        if token is None:
+            return MISSING_INDEX, MISSING_INDEX
+        digest = blake2b(canonical_token(token).encode("utf-8", "replace"), digest_size=16)
+        value = digest.digest()
+        return (
+            FIRST_TOKEN_INDEX + int.from_bytes(value[:8], "big") % self._buckets,
+            FIRST_TOKEN_INDEX + int.from_bytes(value[8:], "big") % self._buckets,
+        )
+
+
+@dataclass(slots=True)
+class FeatureCounts:
+    """How often each feature of a schema came in a way worth watching.
+
+    Attributes:
+        missing: Absent or null, int64 [F]. A cross feature that is computed does not count.
+        out_of_range: Outside the training range or beyond float32, int64 [F].
+        out_of_vocabulary: Category tokens that training did not keep, int64 [F].
+    """
+
+    missing: npt.NDArray[np.int64]
+    out_of_range: npt.NDArray[np.int64]
+    out_of_vocabulary: npt.NDArray[np.int64]
+
+
+def _value_type(feature: Feature) -> Any:
+    return float | None if feature.kind == "number" else str | int | float | None
+
+
+class FeatureSchema:
+    """The features of a model in their order.
+
+    Args:
+        features: At least one; names are unique; ``product_of`` names numbers of this schema.
+
+    Attributes:
+        names: Of the features.
+        starts: First matrix column of each feature, int64 [F].
+        n_columns: C.
+
+    Raises:
+        ValueError: If that does not hold.
+    """
+
+    def __init__(self, features: Sequence[Feature]) -> None:
+        self.features = tuple(features)
+        self.names = tuple(f.name for f in features)
+        duplicates = [name for name, n in Counter(self.names).items() if n > 1]
+        if duplicates or not features:
+            raise ValueError(f"expected distinct feature names, got {list(self.names)}")
+        numbers = {f.name for f in features if f.kind == "number" and f.product_of is None}
+        self._encoders = {f.name: _CategoryEncoder(f) for f in features if f.kind == "category"}
+        starts = np.cumsum([0, *(f.width for f in features)])
+        self.n_columns = int(starts[-1])
+        column = {f.name: int(start) for f, start in zip(features, starts, strict=False)}
+        self._slices = [slice(column[f.name], column[f.name] + f.width) for f in features]
+        self.starts = starts[:-1]
+        self._crosses: list[tuple[int, int, int]] = []
+        for f in features:
+            if f.product_of is not None:
+                if not numbers.issuperset(f.product_of):
+                    raise ValueError(f"{f.name}: product_of {f.product_of} is not two numbers")
+                left, right = f.product_of
+                self._crosses.append((column[f.name], column[left], column[right]))
+        crosses = [cross for cross, _, _ in self._crosses]
+        self._computed = np.isin(np.arange(self.n_columns), crosses)
+        self._category = np.zeros(self.n_columns, dtype=bool)
+        self._default = np.zeros(self.n_columns, dtype=np.float32)
+        self._low = np.full(self.n_columns, np.finfo(np.float32).min)
+        self._high = np.full(self.n_columns, np.finfo(np.float32).max)
+        for f, columns in zip(features, self._slices, strict=True):
+            self._category[columns] = f.kind == "category"
+            self._default[columns] = np.nan if f.default is None else f.default
+            if f.train_range is not None:
+                self._low[columns], self._high[columns] = f.train_range
+
+    @property
+    def column_features(self) -> list[Feature]:
+        """The feature behind each matrix column, C long."""
+        return [f for f in self.features for _ in range(f.width)]
+
+    @property
+    def cardinalities(self) -> list[int]:
+        """Number of indices of each matrix column, 0 for a number, C long."""
+        return [f.cardinality for f in self.column_features]
+
+    def new_counts(self) -> FeatureCounts:
+        """Counts at zero."""
+        zeros = [np.zeros(len(self.features), dtype=np.int64) for _ in range(3)]
+        return FeatureCounts(*zeros)
+
+    # Rows of a request
+
+    def row_struct(self, forbid_unknown: bool) -> type[msgspec.Struct]:
+        """A struct that decodes and validates one row given as an object."""
+        fields: list[tuple[str, Any, Any]] = [
+            (f"f{i}", _value_type(f), None) for i, f in enumerate(self.features)
+        ]
+        rename = {f"f{i}": name for i, name in enumerate(self.names)}
+        return msgspec.defstruct(
+            "Row", fields, rename=rename, forbid_unknown_fields=forbid_unknown, gc=False
+        )
+
+    def row_type(self, forbid_unknown: bool) -> Any:
+        """The type of one row: an object, or a vector of exactly F values."""
+        vector: Any = types.GenericAlias(tuple, tuple(_value_type(f) for f in self.features))
+        return self.row_struct(forbid_unknown) | vector
+
+    def raw_matrix(self, rows: Sequence[Any]) -> RawMatrix:
+        """Rows decoded by :meth:`row_type` -> values with NaN for missing, float64 [B, C]."""
+        values = [row if type(row) is tuple else astuple(row) for row in rows]
+        if self._encoders:
+            return self.raw_columns(dict(zip(self.names, zip(*values, strict=True), strict=True)))
+        flat = list(chain.from_iterable(values))
+        return np.array(flat, dtype=np.float64).reshape(len(rows), -1)
+
+    def raw_columns(self, columns: Mapping[str, Collection[Any]]) -> RawMatrix:
+        """Columns of equal length -> values with NaN for missing, float64 [B, C].
+
+        Args:
+            columns: By feature name; a cross feature may be left out. Numbers with None or NaN
+                for missing; tokens with None for missing.
+        """
+        n_rows = len(next(iter(columns.values())))
+        raw = np.full((n_rows, self.n_columns), np.nan)
+        for f, target in zip(self.features, self._slices, strict=True):
+            if f.name not in columns:
+                continue
+            values = columns[f.name]
+            if f.kind == "category":
+                raw[:, target] = self._encoders[f.name].encode(values)
+            else:
+                raw[:, target.start] = np.asarray(values, dtype=np.float64)
+        return raw
+
+    # Values of both
+
+    def matrix(self, raw: RawMatrix, counts: FeatureCounts | None = None) -> Matrix:
+        """Fill what is missing, compute the crosses, count what is unusual.
+
+        Args:
+            raw: Values with NaN for missing, float64 [B, C].
+            counts: Is added to.
+
+        Returns:
+            float32 [B, C], free of infinities; NaN only where a feature's default is None.
+        """
+        with np.errstate(over="ignore"):
+            x = raw.astype(np.float32)
+        if counts is not None:
+            # NaN compares false; an overflow became an infinity, which is outside every range.
+            self._add(counts.out_of_range, (x < self._low) | (x > self._high))
+            if self._encoders:
+                self._add(counts.out_of_vocabulary, self._category & (x == OOV_INDEX))
+                self._add(counts.missing, self._category & (x == MISSING_INDEX))
+        finite = np.isfinite(x)
+        if finite.all():
+            return x
+        if counts is not None:
+            self._add(counts.missing, np.isnan(x) & ~self._computed)
+        gaps = ~finite
+        x = np.where(gaps & ~self._computed, self._default, x)
+        for cross, left, right in self._crosses:
+            with np.errstate(over="ignore", invalid="ignore"):
+                product = x[:, left] * x[:, right]
+            product = np.where(np.isfinite(product), product, self._default[cross])
+            x[:, cross] = np.where(gaps[:, cross], product, x[:, cross])
+        return x
+
+    def _add(self, total: npt.NDArray[np.int64], hits: npt.NDArray[np.bool_]) -> None:
+        # A hashed category's two columns agree, so the first one of each feature counts.
+        total += hits.sum(axis=0)[self.starts]
+
+    # JSON
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The features as the meta file holds them; vocabularies go to a file of their own."""
+        items = []
+        for f in self.features:
+            item = asdict(f)
+            item["vocabulary_size"] = len(item.pop("vocabulary"))
+            items.append(item)
+        return items
+
+    def vocabularies(self) -> dict[str, list[str]]:
+        """Tokens by category feature."""
+        return {f.name: list(f.vocabulary) for f in self.features if f.kind == "category"}
+
+    @classmethod
+    def from_json(
+        cls, items: Sequence[Mapping[str, Any]], vocabularies: Mapping[str, Sequence[str]]
+    ) -> FeatureSchema:
+        """The inverse of :meth:`to_json` and :meth:`vocabularies`."""
+        features = []
+        for item in items:
+            values = {key: item[key] for key in item if key != "vocabulary_size"}
+            for key in ("train_range", "product_of"):
+                if values.get(key) is not None:
+                    values[key] = tuple(values[key])
+            tokens = tuple(vocabularies.get(item["name"], ()))
+            if len(tokens) != item.get("vocabulary_size", 0):
+                raise ValueError(
+                    f"{item['name']}: expected a vocabulary of {item['vocabulary_size']} tokens, "
+                    f"got {len(tokens)}"
+                )
+            features.append(Feature(**values, vocabulary=tokens))
+        return cls(features)

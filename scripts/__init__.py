@@ -1,0 +1,1 @@
+"""Commands over the trained models: python -m scripts.<name>."""

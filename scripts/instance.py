@@ -1,0 +1,188 @@
+"""One serving instance on this machine: its settings, its ports and its run folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import socket
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+MAX_SOCKET_PATH_BYTES = 107  # sun_path has 108, one of them the closing zero
+
+
+class ServeError(Exception):
+    """Something that the user can set right; its text is the whole message."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an instance serves and where it listens: the environment variables of these names.
+
+    Attributes:
+        enabled_models: Models to serve, comma-separated; empty for all.
+        model_store: Folder of the archives.
+        inference_host: Loopback unless set; 0.0.0.0 lets callers on other machines in.
+        inference_port: Also tells the instances of a machine apart.
+        management_port: On loopback always: who reaches it can run code.
+        metrics_port: On loopback always.
+        token_auth: 1 asks callers for a bearer token.
+        log_location: Folder of the log.
+    """
+
+    enabled_models: tuple[str, ...]
+    model_store: Path
+    inference_host: str
+    inference_port: int
+    management_port: int
+    metrics_port: int
+    token_auth: bool
+    log_location: Path
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Settings:
+        """Read the variables; an empty one counts as unset.
+
+        Raises:
+            ServeError: If a value makes no sense.
+        """
+        token_auth = env.get("TOKEN_AUTH") or "0"
+        if token_auth not in ("0", "1"):
+            raise ServeError(f"TOKEN_AUTH={token_auth}: expected 0 or 1")
+        names = [name.strip() for name in env.get("ENABLED_MODELS", "").split(",")]
+        settings = cls(
+            enabled_models=tuple(filter(None, names)),
+            model_store=Path(env.get("MODEL_STORE") or "model-store"),
+            inference_host=env.get("INFERENCE_HOST") or "127.0.0.1",
+            inference_port=_port(env, "INFERENCE_PORT", 8080),
+            management_port=_port(env, "MANAGEMENT_PORT", 8081),
+            metrics_port=_port(env, "METRICS_PORT", 8082),
+            token_auth=token_auth == "1",
+            log_location=Path(env.get("LOG_LOCATION") or "logs"),
+        )
+        if len({port for _, _, port in settings.addresses}) < len(settings.addresses):
+            told = ", ".join(f"{name}={port}" for name, _, port in settings.addresses)
+            raise ServeError(f"{told}: expected three different ports")
+        return settings
+
+    @property
+    def addresses(self) -> list[tuple[str, str, int]]:
+        """Variable, host and port of each listener."""
+        return [
+            ("INFERENCE_PORT", self.inference_host, self.inference_port),
+            ("MANAGEMENT_PORT", "127.0.0.1", self.management_port),
+            ("METRICS_PORT", "127.0.0.1", self.metrics_port),
+        ]
+
+    @property
+    def inference_url(self) -> str:
+        """Where callers on this machine reach the models."""
+        host = "127.0.0.1" if self.inference_host == "0.0.0.0" else self.inference_host
+        return f"http://{host}:{self.inference_port}"
+
+    @property
+    def management_url(self) -> str:
+        """Where the management API answers."""
+        return f"http://127.0.0.1:{self.management_port}"
+
+    @property
+    def run_folder(self) -> Path:
+        """Temporary folder of the running instance: sockets, unpacked archives, tokens."""
+        return Path(tempfile.gettempdir()).resolve() / f"recmar-{self.inference_port}"
+
+    @property
+    def log(self) -> Path:
+        """The log of TorchServe and of its workers."""
+        return self.log_location.resolve() / f"torchserve-{self.inference_port}.log"
+
+
+def _port(env: Mapping[str, str], name: str, default: int) -> int:
+    text = env.get(name) or str(default)
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise ServeError(f"{name}={text}: expected a port, 1 to 65535")
+    return int(text)
+
+
+def check_ports(settings: Settings) -> None:
+    """Find out whether the instance can listen.
+
+    Raises:
+        ServeError: If it cannot, naming the port and who has it.
+    """
+    for name, host, port in settings.addresses:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+                probe.listen()
+            except OSError as error:
+                raise ServeError(
+                    f"cannot listen on {host}:{port}: {error.strerror}{_listener(port)}; "
+                    f"choose another port: make serve {name}=<port>"
+                ) from error
+
+
+def _listener(port: int) -> str:
+    with suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            if connection.laddr and connection.laddr.port == port and connection.pid:
+                return f" by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    return ""
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Own a run folder while the block runs, and remove it afterwards.
+
+    The lock on its ``pid`` file ends with its owner, so the folder of a killed instance is free.
+
+    Raises:
+        ServeError: If a live instance owns the folder, or it cannot be used.
+    """
+    size = len(os.fsencode(folder / ".ts.sock.65535"))
+    if size > MAX_SOCKET_PATH_BYTES:
+        raise ServeError(
+            f"{folder}: expected a path that leaves sockets in it {MAX_SOCKET_PATH_BYTES} bytes, "
+            f"got {size}; choose a shorter TMPDIR"
+        )
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise ServeError(f"{folder}: expected a folder of yours; remove it or choose a TMPDIR")
+    with (folder / "pid").open("a+") as pid_file:
+        try:
+            fcntl.flock(pid_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ServeError(
+                f"{folder}: an instance is running (pid {owner(folder)}); "
+                "run make stop, or choose other ports"
+            ) from None
+        for leftover in folder.iterdir():
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            elif leftover.name != "pid":
+                leftover.unlink()
+        pid_file.truncate(0)
+        pid_file.write(str(os.getpid()))
+        pid_file.flush()
+        try:
+            yield
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def owner(folder: Path) -> int | None:
+    """Process id of the live instance that owns a run folder, if there is one."""
+    with suppress(FileNotFoundError), (folder / "pid").open() as pid_file:
+        try:
+            fcntl.flock(pid_file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return int(pid_file.read())
+    return None

@@ -1,0 +1,254 @@
+"""Files of every accepted kind read alike, and each kind of bad file is a message that helps."""
+
+import gzip
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from training.sources import (
+    DataError,
+    Splits,
+    check_labels,
+    data_sha256,
+    load_splits,
+    read_table,
+)
+
+TABLE = pd.DataFrame({"price": [1.5, np.nan, 3.0], "age": [20, 30, 40], "city": ["a", None, "c"]})
+
+
+def write(table: pd.DataFrame, path: Path) -> Path:
+    if path.suffix == ".parquet":
+        table.to_parquet(path, index=False)
+    else:
+        table.to_csv(path, index=False)
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.parquet"])
+def test_every_kind_of_file_reads_alike(tmp_path: Path, name: str) -> None:
+    path = write(TABLE, tmp_path / name)
+    table = read_table(path, ["age", "price"], ["city"], optional=["cross"])
+    expected = TABLE[["age", "price", "city"]].astype({"age": "float64", "city": "str"})
+    pd.testing.assert_frame_equal(table, expected)
+
+
+def test_optional_columns_are_read_when_the_file_has_them(tmp_path: Path) -> None:
+    path = write(TABLE, tmp_path / "t.csv")
+    table = read_table(path, ["age"], optional=["price", "cross"])
+    assert table.columns.tolist() == ["age", "price"]
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+@pytest.mark.parametrize(
+    ("ids", "tokens"),
+    [
+        ([196, 7], ["196", "7"]),
+        ([196.0, None], ["196", None]),
+        (["196", "x"], ["196", "x"]),
+        (["1.0", "1.5"], ["1.0", "1.5"]),
+        ([2**53 + 1, 2], ["9007199254740993", "2"]),
+    ],
+    ids=["integers", "floats", "strings", "not integers", "large integers"],
+)
+def test_an_id_is_the_same_token_however_it_is_stored(
+    tmp_path: Path, name: str, ids: list[Any], tokens: list[str | None]
+) -> None:
+    path = write(pd.DataFrame({"id": ids, "age": [1, 2]}), tmp_path / name)
+    got = read_table(path, ["age"], ["id"])["id"]
+    assert [None if pd.isna(token) else token for token in got] == tokens
+
+
+def test_large_ids_keep_their_digits_beside_a_missing_one(tmp_path: Path) -> None:
+    ids = pd.array([2**53 + 1, None], dtype="Int64")
+    path = write(pd.DataFrame({"id": ids}), tmp_path / "t.parquet")
+    assert read_table(path, [], ["id"])["id"][0] == "9007199254740993"
+
+
+@pytest.mark.parametrize("cell", ["", "NaN", "null", "NA"])
+def test_missing_cells_become_nan(tmp_path: Path, cell: str) -> None:
+    path = write_text(tmp_path / "t.csv", f"age,city\n{cell},{cell}\n1,b\n")
+    assert read_table(path, ["age"], ["city"]).isna().to_numpy().tolist() == [
+        [True] * 2,
+        [False] * 2,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("price,age\n1,2\n3,abc\n", 'row 3, column age: expected a number, got "abc"'),
+        ("price,age\n1,True\n", 'row 2, column age: expected a number, got "True"'),
+        (
+            "price,age\n1,2\ninf,2\n",
+            'row 3, column price: expected a finite float32 number, got "inf"',
+        ),
+        (
+            "price,age\n1e39,2\n",
+            'row 2, column price: expected a finite float32 number, got "1e39"',
+        ),
+        ("price,ages\n1,2\n", "missing column age (did you mean ages?); it has price, ages"),
+        ("x,y\n1,2\n", "missing column price, age; it has x, y"),
+        ("price,age,age\n1,2,3\n", "column age is there 2 times"),
+        ("price,age\n", "has no rows"),
+        ("", "cannot be read: Empty CSV file"),
+        ("price,age\n1,2\n3\n", "cannot be read: CSV parse error: Expected 2 columns, got 1"),
+    ],
+)
+def test_bad_csv_is_refused_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+    path = write_text(tmp_path / "t.csv", text)
+    with pytest.raises(DataError, match=re.escape(f"{path}: ") + ".*" + re.escape(message)):
+        read_table(path, ["price", "age"])
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        (["1", "abc"], 'row 2, column age: expected a number, got "abc"'),
+        ([1.0, np.inf], 'row 2, column age: expected a finite float32 number, got "inf"'),
+        ([True, False], 'row 1, column age: expected a number, got "true"'),
+        ([[1], [2]], "cannot be read"),
+    ],
+    ids=["text", "infinity", "boolean", "list"],
+)
+def test_bad_parquet_is_refused_with_its_place(
+    tmp_path: Path, cells: list[Any], message: str
+) -> None:
+    path = write(pd.DataFrame({"age": cells}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=re.escape(message)):
+        read_table(path, ["age"])
+
+
+@pytest.mark.parametrize("name", ["t.csv.gz", "t.parquet", "t.csv"])
+def test_a_file_that_is_not_what_its_name_says_is_unreadable(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"\x00\xff\xfe not a table")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_table(path, ["age"])
+
+
+def test_a_cut_off_file_is_unreadable(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv.gz"
+    whole = gzip.compress(b"age\n" + b"1\n2\n" * 10_000)
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="cannot be read"):
+        read_table(path, ["age"])
+
+
+def test_an_absent_file_and_an_unknown_ending_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        read_table(tmp_path / "t.csv", ["age"])
+    path = write_text(tmp_path / "t.xlsx", "age\n1\n")
+    with pytest.raises(DataError, match=r"expected a file ending in \.csv, \.csv\.gz, \.parquet"):
+        read_table(path, ["age"])
+
+
+def test_one_file_is_cut_into_three_without_losing_or_repeating_a_row(tmp_path: Path) -> None:
+    path = write(pd.DataFrame({"age": range(100)}), tmp_path / "t.csv")
+    splits = load_splits(path, ["age"], seed=0)
+    parts = [splits.train, splits.valid, splits.test]
+    assert [len(part) for part in parts] == [80, 10, 10]
+    ages = pd.concat(parts)["age"].tolist()
+    assert sorted(ages) == list(range(100))
+    assert ages != list(range(100))
+    pd.testing.assert_frame_equal(load_splits(path, ["age"], seed=0).test, splits.test)
+    assert load_splits(path, ["age"], seed=1).test["age"].tolist() != splits.test["age"].tolist()
+
+
+@pytest.mark.parametrize(
+    "times",
+    [[9 - i for i in range(10)], [f"2026-01-{19 - i} 10:00" for i in range(10)]],
+    ids=["numbers", "dates"],
+)
+def test_a_time_column_puts_the_latest_rows_last(tmp_path: Path, times: list[Any]) -> None:
+    path = write(pd.DataFrame({"age": range(10), "time": times}), tmp_path / "t.csv")
+    splits = load_splits(path, ["age"], time_column="time")
+    assert splits.train["age"].tolist() == [9, 8, 7, 6, 5, 4, 3, 2]
+    assert splits.test["age"].tolist() == [0]
+    assert splits.test.columns.tolist() == ["age"]
+
+
+def test_a_time_that_is_neither_number_nor_date_is_refused(tmp_path: Path) -> None:
+    times = [*range(9), "soon"]
+    path = write(pd.DataFrame({"age": range(10), "time": times}), tmp_path / "t.csv")
+    with pytest.raises(
+        DataError, match=r'row 11, column time: expected a number, as .* got "soon"'
+    ):
+        load_splits(path, ["age"], time_column="time")
+
+
+def test_a_file_too_short_to_cut_is_refused(tmp_path: Path) -> None:
+    path = write(TABLE, tmp_path / "t.csv")
+    with pytest.raises(DataError, match="expected 10 rows or more to cut 80/10/10, got 3"):
+        load_splits(path, ["age"])
+
+
+def test_a_folder_gives_its_three_files(tmp_path: Path) -> None:
+    for i, name in enumerate(["train.csv", "valid.parquet", "test.csv.gz"]):
+        write(pd.DataFrame({"age": [i, i]}), tmp_path / name)
+    splits = load_splits(tmp_path, ["age"])
+    assert [part["age"].tolist() for part in vars(splits).values()] == [[0, 0], [1, 1], [2, 2]]
+
+
+@pytest.mark.parametrize(
+    ("names", "got"),
+    [([], "got none"), (["train.csv", "train.parquet"], "got train.csv and train.parquet")],
+)
+def test_a_folder_must_hold_one_file_for_each_split(
+    tmp_path: Path, names: list[str], got: str
+) -> None:
+    for name in names:
+        write(TABLE, tmp_path / name)
+    with pytest.raises(DataError, match=f"expected one of train.csv, .*{got}"):
+        load_splits(tmp_path, ["age"])
+
+
+def splits_with(label: list[float], watch_time: list[float]) -> Splits:
+    good = pd.DataFrame({"label": [0.0, 1.0], "watch_time": [0.0, 2.5]})
+    return Splits(good, good, pd.DataFrame({"label": label, "watch_time": watch_time}))
+
+
+def test_good_labels_pass() -> None:
+    check_labels(splits_with([0, 1], [3, 0]), ["label"], ["watch_time"])
+
+
+@pytest.mark.parametrize(
+    ("label", "watch_time", "message"),
+    [
+        ([0, np.nan], [0, 1], "column label: 1 of 2 rows are empty"),
+        ([0, 2], [0, 1], "column label: expected 0 or 1, got 2"),
+        ([1, 1], [0, 1], "column label: expected both 0 and 1, got only 1"),
+        ([0, 0], [0, 1], "column label: expected both 0 and 1, got only 0"),
+        ([0, 1], [np.nan, 1], "column watch_time: 1 of 2 rows are empty"),
+        ([0, 1], [-0.5, 1], "column watch_time: expected 0 or more, got -0.5"),
+        ([0, 1], [0, 0], "column watch_time: expected some value above 0, got only 0"),
+    ],
+)
+def test_labels_that_cannot_be_learned_are_refused(
+    label: list[float], watch_time: list[float], message: str
+) -> None:
+    with pytest.raises(DataError, match=re.escape(f"test split, {message}")):
+        check_labels(splits_with(label, watch_time), ["label"], ["watch_time"])
+
+
+def test_data_hash_changes_with_the_content_and_only_with_it(tmp_path: Path) -> None:
+    first, copy = (write(TABLE, tmp_path / name) for name in ("a.csv", "b.csv"))
+    other = write(TABLE[:2], tmp_path / "c.csv")
+    assert data_sha256(first) == data_sha256(copy) != data_sha256(other)
+
+    for split in ("train", "valid", "test"):
+        write(TABLE, tmp_path / f"{split}.csv")
+    before = data_sha256(tmp_path)
+    write(TABLE, tmp_path / "train_truth.parquet")
+    assert data_sha256(tmp_path) == before
+    write(TABLE[:2], tmp_path / "test.csv")
+    assert data_sha256(tmp_path) != before

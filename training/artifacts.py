@@ -1,0 +1,171 @@
+"""Artifact folders: ``artifacts/<model>/<version>/``, whole or not there at all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from handlers.schema import SCHEMA_VERSION, VOCABULARIES_FILE, FeatureSchema
+from handlers.signature import library_versions, sha256
+
+ARTIFACTS = Path("artifacts")
+META_PATTERN = "*_meta.json"
+
+logger = logging.getLogger(__name__)
+
+
+class ArtifactError(ValueError):
+    """An artifact folder is missing or not usable; the message says what to do."""
+
+
+def new_version() -> str:
+    """UTC time, such as 20261120093000: sorts by age."""
+    return datetime.now(UTC).strftime("%Y%m%d%H%M%S")
+
+
+def check_version(version: str) -> str:
+    """Return ``version`` if it can stand in a URL and a file name.
+
+    Raises:
+        ArtifactError: If it cannot.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", version):
+        raise ArtifactError(f"--version {version!r}: expected letters, digits, '.', '_' and '-'")
+    return version
+
+
+@contextmanager
+def writing(model: str, version: str, root: Path = ARTIFACTS) -> Iterator[Path]:
+    """A folder to write artifacts to, moved to its place when the block ends well.
+
+    Args:
+        model: Name of the model.
+        version: A version of that name is replaced.
+        root: Folder of all artifacts.
+    """
+    final = root / model / check_version(version)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=final.parent, prefix=".writing-") as scratch:
+        folder = Path(scratch) / version
+        folder.mkdir()
+        yield folder
+        if final.exists():
+            logger.warning("%s is replaced", final)
+            final.rename(Path(scratch) / "replaced")
+        folder.rename(final)
+
+
+def versions(model: str, root: Path = ARTIFACTS) -> list[str]:
+    """Versions that are there, oldest first."""
+    folders = [p for p in (root / model).glob("*") if p.is_dir() and not p.name.startswith(".")]
+    return [p.name for p in sorted(folders, key=lambda p: (p.stat().st_mtime, p.name))]
+
+
+def find(model: str, version: str | None = None, root: Path = ARTIFACTS) -> Path:
+    """The folder of a version, the newest by default, checked against its meta file.
+
+    Raises:
+        ArtifactError: If there is none, or a file of it is missing or altered.
+    """
+    known = versions(model, root)
+    if not known:
+        raise ArtifactError(f"{root / model} has no version; run: make train MODEL={model}")
+    version = version or known[-1]
+    if version not in known:
+        raise ArtifactError(
+            f"{root / model} has no version {version}; it has {', '.join(known)}; "
+            f"run: make train MODEL={model} VERSION={version}"
+        )
+    folder = root / model / version
+    for name, expected in read_meta(folder)["files"].items():
+        path = folder / name
+        if not path.is_file():
+            problem = "is missing"
+        elif sha256(path.read_bytes()) != expected:
+            problem = "was altered after training"
+        else:
+            continue
+        raise ArtifactError(
+            f"{folder}: {name} {problem}; run: make train MODEL={model} VERSION={version}"
+        )
+    return folder
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """The meta file of an artifact folder.
+
+    Raises:
+        ArtifactError: If there is not exactly one, or it is not JSON.
+    """
+    paths = sorted(folder.glob(META_PATTERN))
+    if len(paths) != 1:
+        raise ArtifactError(f"{folder}: expected one {META_PATTERN}, got {len(paths)}; train again")
+    try:
+        meta: dict[str, Any] = json.loads(paths[0].read_text())
+    except ValueError as error:
+        raise ArtifactError(f"{paths[0]} is not JSON: {error}; train again") from error
+    return meta
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON for people to read; numpy numbers and paths are fine, NaN is an error."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
+    path.write_text(text + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is no JSON")
+
+
+def write_meta(
+    folder: Path, meta_file: str, schema: FeatureSchema, meta: Mapping[str, Any]
+) -> None:
+    """Write the meta file, the last one: it lists the hash of every other file.
+
+    Args:
+        folder: The artifact folder.
+        meta_file: The name that the model's handler reads.
+        schema: Of the model's inputs.
+        meta: What is the model's own; must hold ``arch_version`` and ``model_version``.
+    """
+    write_json(folder / VOCABULARIES_FILE, schema.vocabularies())
+    files = {p.name: sha256(p.read_bytes()) for p in sorted(folder.iterdir())}
+    write_json(
+        folder / meta_file,
+        {
+            "schema_version": SCHEMA_VERSION,
+            **meta,
+            "feature_columns": list(schema.names),
+            "feature_count": len(schema.names),
+            "features": schema.to_json(),
+            "libraries": library_versions(),
+            "git_sha": _git_sha(),
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "files": files,
+        },
+    )
+
+
+def _git_sha() -> str | None:
+    """The commit that trained, for the record; None outside a checkout."""
+    if shutil.which("git") is None:
+        return None
+    result = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return result.stdout.strip() or None

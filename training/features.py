@@ -1,0 +1,102 @@
+"""From data frames to a feature schema and its matrix."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from handlers.schema import Feature, FeatureSchema, Matrix
+
+Column = npt.NDArray[np.float32]
+
+DEFAULT_FEATURES = (
+    "item_ctr",
+    "item_cvr",
+    "item_price",
+    "user_age",
+    "user_gender",
+    "cross_age_x_ctr",
+    "cross_gender_x_price",
+)
+# Cross features are the product of two others wherever the data, or a request, has none.
+CROSSES = {
+    "cross_age_x_ctr": ("user_age", "item_ctr"),
+    "cross_gender_x_price": ("user_gender", "item_price"),
+}
+MIN_TOKEN_COUNT = 2
+MAX_VOCABULARY = 1_000_000
+HASH_BUCKETS = 1 << 20
+
+
+def computable_crosses(features: Sequence[str]) -> list[str]:
+    """The cross features among ``features`` whose two factors are there as well."""
+    return [name for name in features if set(CROSSES.get(name, {""})) <= set(features)]
+
+
+def fit_schema(
+    train: pd.DataFrame, features: Sequence[str], categorical: Sequence[str]
+) -> FeatureSchema:
+    """Learn types, defaults, ranges and vocabularies from the training split.
+
+    Args:
+        train: Its columns as :func:`training.sources.read_table` gives them.
+        features: The model's inputs in order.
+        categorical: Those of them that are categories.
+
+    Returns:
+        The schema. A number that training saw missing has the default None: the model learns what
+        to make of it. One that never was has 0.
+    """
+    crosses = computable_crosses(features)
+    drafts = []
+    for name in features:
+        if name in categorical:
+            drafts.append(_category(name, train[name]))
+            continue
+        seen_missing = name in train and bool(train[name].isna().any())
+        drafts.append(
+            Feature(
+                name,
+                default=None if seen_missing else 0.0,
+                product_of=CROSSES[name] if name in crosses else None,
+            )
+        )
+    draft = FeatureSchema(drafts)
+    columns = to_matrix(draft, train).T
+    return FeatureSchema(
+        [
+            replace(feature, train_range=_range(columns[start]))
+            if feature.kind == "number"
+            else feature
+            for feature, start in zip(draft.features, draft.starts, strict=True)
+        ]
+    )
+
+
+def _range(values: Column) -> tuple[float, float] | None:
+    seen = values[~np.isnan(values)]
+    return (float(seen.min()), float(seen.max())) if len(seen) else None
+
+
+def _category(name: str, tokens: pd.Series) -> Feature:
+    counts = tokens.value_counts()
+    # The most frequent first, equal ones in their own order: the same data, the same indices.
+    kept = counts[counts >= MIN_TOKEN_COUNT].reset_index(name="n")
+    if len(kept) > MAX_VOCABULARY:
+        return Feature(name, kind="category", hash_buckets=HASH_BUCKETS)
+    kept = kept.sort_values(["n", name], ascending=[False, True])
+    return Feature(name, kind="category", vocabulary=tuple(kept[name]))
+
+
+def to_matrix(schema: FeatureSchema, frame: pd.DataFrame) -> Matrix:
+    """Encode the rows of a data frame as a request's rows would be, float32 [B, C]."""
+    columns = {}
+    for feature in schema.features:
+        if feature.name in frame:
+            values = frame[feature.name]
+            if feature.kind == "category":
+                values = values.astype(object).where(values.notna(), None)
+            columns[feature.name] = values.to_numpy()
+    return schema.matrix(schema.raw_columns(columns))

@@ -1,0 +1,17 @@
+"""Metrics as a table for people."""
+
+from collections.abc import Mapping
+
+from rich import box
+from rich.table import Table
+
+
+def metric_table(reports: Mapping[str, Mapping[str, float]], title: str | None = None) -> Table:
+    """A metric a row and a model a column, narrow enough for 80 characters."""
+    table = Table("", box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+    for model in reports:
+        table.add_column(model, justify="right")
+    for metric in dict.fromkeys(metric for report in reports.values() for metric in report):
+        cells = [f"{r[metric]:.4f}" if metric in r else "" for r in reports.values()]
+        table.add_row(metric, *cells)
+    return table

@@ -1,0 +1,82 @@
+"""Train DeepFM: ``python -m training.train_deepfm``."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from handlers.networks import save_network
+from handlers.networks.deepfm import ARCH_VERSION, META_FILE, WEIGHTS_FILE, DeepFM
+from handlers.schema import Matrix
+from training import rankers
+from training.curves import save_curves
+from training.fit import FitConfig, fit, predict, seed_everything
+from training.metrics import ranking_report
+from training.tables import metric_table
+
+
+@dataclass(frozen=True)
+class Config(rankers.RankerConfig, FitConfig):
+    """Train DeepFM to predict clicks.
+
+    Attributes:
+        label: Column to predict, 0 or 1.
+        embedding_dim: Width of an embedding.
+        hidden: Widths of the deep part.
+        dropout: Share of hidden units dropped in training.
+    """
+
+    label: str = "label"
+    embedding_dim: int = 16
+    hidden: tuple[int, ...] = (64, 32)
+    dropout: float = 0.0
+
+
+def train(config: Config) -> Path:
+    """Train, report and write the artifacts; returns their folder."""
+    data = rankers.load(config, [config.label])
+    seed_everything(config.seed)
+    network = DeepFM(data.schema.cardinalities, config.embedding_dim, config.hidden, config.dropout)
+    history = fit(network, _loss, data.tensors("train"), data.tensors("valid"), config)
+
+    def probabilities(matrix: Matrix) -> Any:
+        return torch.sigmoid(predict(network, torch.from_numpy(matrix))).numpy()
+
+    labels, scores = data.targets["test"][:, 0], probabilities(data.test)
+    reports = {"deepfm": ranking_report(labels, scores, data.groups)}
+    reports |= rankers.baselines(data, config.seed)
+    rankers.add_gain(reports)
+    Console().print(metric_table(reports, "DeepFM on the test split"))
+    with rankers.writing_artifacts(
+        "deepfm",
+        META_FILE,
+        config,
+        data,
+        predict=lambda matrix: probabilities(matrix).tolist(),
+        reports=reports,
+        arch_version=ARCH_VERSION,
+        label_column=config.label,
+    ) as folder:
+        save_network(network, folder / WEIGHTS_FILE)
+        save_curves(folder, history, labels, scores)
+    return config.folder("deepfm")
+
+
+def _loss(logits: Tensor, targets: Tensor) -> Tensor:
+    return binary_cross_entropy_with_logits(logits, targets[:, 0])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line; returns the exit status."""
+    return rankers.run(train, tyro.cli(Config, args=argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""Train the multi-gate mixture of experts: ``python -m training.train_mmoe``."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from handlers.networks import save_network
+from handlers.networks.mmoe import ARCH_VERSION, META_FILE, WEIGHTS_FILE, MMoE
+from handlers.schema import Matrix
+from training import rankers
+from training.curves import save_curves
+from training.fit import FitConfig, fit, predict, seed_everything
+from training.metrics import Array, calibration_ratio, ranking_report, spearman, top_share
+from training.sources import DataError
+from training.tables import metric_table
+
+TWEEDIE_POWER = 1.5  # between a Poisson's 1 and a gamma's 2: mostly zeros, then amounts
+
+
+@dataclass(frozen=True)
+class Config(rankers.RankerConfig, FitConfig):
+    """Train one network for clicks, watch time and sales.
+
+    A target with only 0 and 1 is a binary task; any other is an amount of 0 or more.
+
+    Attributes:
+        targets: Columns to predict, separated by commas; the first one must be binary.
+        tasks: Their names in an answer, in the same order.
+        task_weights: Weights of their losses.
+        embedding_dim: Width of an embedding.
+        n_experts: Number of experts.
+        expert_hidden: Widths of an expert.
+        tower_hidden: Widths of a task's tower.
+        dropout: Share of hidden units dropped in training.
+        single_task: Also train one network for each task alone, and print it beside.
+    """
+
+    targets: str = "label,watch_time,gmv"
+    tasks: str = "ctr,watch_time,gmv"
+    task_weights: tuple[float, ...] = (1.0, 0.3, 0.2)
+    embedding_dim: int = 8
+    n_experts: int = 3
+    expert_hidden: tuple[int, ...] = (32,)
+    tower_hidden: tuple[int, ...] = (16,)
+    dropout: float = 0.0
+    single_task: bool = True
+
+
+def train(config: Config) -> Path:
+    """Train, report and write the artifacts; returns their folder."""
+    targets, tasks = rankers.names(config.targets), rankers.names(config.tasks)
+    if not len(targets) == len(tasks) == len(config.task_weights):
+        raise DataError(
+            f"--targets, --tasks and --task-weights: expected as many of each, got {len(targets)}, "
+            f"{len(tasks)} and {len(config.task_weights)}"
+        )
+    data = rankers.load(config, targets)
+    means = [
+        0.0 if set(np.unique(column)) <= {0.0, 1.0} else float(column.mean())
+        for column in data.targets["train"].T
+    ]
+    network, history = _fit(config, data, means, range(len(tasks)))
+    scores = _expected(network, data.test)
+    reports = {"mmoe": _report(data, tasks, means, scores)}
+    if config.single_task:
+        alone = np.hstack(
+            [_expected(_fit(config, data, means, [t])[0], data.test) for t in range(len(tasks))]
+        )
+        reports["single task"] = _report(data, tasks, means, alone)
+    if data.oracle is not None:
+        reports["oracle"] = _report(data, tasks, means, data.oracle)
+    rankers.add_gain(reports, f"{tasks[0]}_auc")
+    Console().print(metric_table(reports, "MMoE on the test split"))
+    with rankers.writing_artifacts(
+        "mmoe",
+        META_FILE,
+        config,
+        data,
+        predict=lambda matrix: [
+            dict(zip(tasks, row, strict=True)) for row in _expected(network, matrix).tolist()
+        ],
+        reports=reports,
+        arch_version=ARCH_VERSION,
+        tasks=[
+            {"name": name, "target": target, "mean": mean}
+            for name, target, mean in zip(tasks, targets, means, strict=True)
+        ],
+    ) as folder:
+        save_network(network, folder / WEIGHTS_FILE)
+        save_curves(folder, history, data.targets["test"][:, 0], scores[:, 0])
+    return config.folder("mmoe")
+
+
+def _expected(network: MMoE, matrix: Matrix) -> Array:
+    """Expected value of each task, float32 [rows, T]."""
+    return predict(network, torch.from_numpy(matrix), network.expected).numpy()
+
+
+def _fit(
+    config: Config, data: rankers.Dataset, means: Sequence[float], tasks: Sequence[int]
+) -> tuple[MMoE, dict[str, list[float]]]:
+    """Train one network for the tasks with these indices; a task alone has one expert."""
+    seed_everything(config.seed)
+    network = MMoE(
+        data.schema.cardinalities,
+        [means[t] for t in tasks],
+        config.embedding_dim,
+        config.n_experts if len(tasks) > 1 else 1,
+        config.expert_hidden,
+        config.tower_hidden,
+        config.dropout,
+    )
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        losses = [
+            config.task_weights[t] * _task_loss(logits[:, i], targets[:, t], means[t])
+            for i, t in enumerate(tasks)
+        ]
+        return torch.stack(losses).sum()
+
+    return network, fit(network, loss, data.tensors("train"), data.tensors("valid"), config)
+
+
+def _task_loss(logits: Tensor, targets: Tensor, mean: float) -> Tensor:
+    """Cross entropy of a binary task; the Tweedie deviance of an amount, up to a constant.
+
+    Jorgensen, 1987: with the log link, exponential dispersion with variance power p.
+    """
+    if mean == 0:
+        return binary_cross_entropy_with_logits(logits, targets)
+    p, amounts = TWEEDIE_POWER, targets / mean
+    deviance = ((2 - p) * logits).exp() / (2 - p) - amounts * ((1 - p) * logits).exp() / (1 - p)
+    return deviance.mean()
+
+
+def _report(
+    data: rankers.Dataset, tasks: Sequence[str], means: Sequence[float], scores: Array
+) -> dict[str, float]:
+    """Metrics of all tasks on the test split; ``scores`` are expectations, float32 [rows, T]."""
+    report: dict[str, float] = {}
+    for t, (task, mean) in enumerate(zip(tasks, means, strict=True)):
+        actual, score = data.targets["test"][:, t], scores[:, t]
+        if mean == 0:
+            metrics = ranking_report(actual, score, data.groups)
+        else:
+            metrics = {
+                "spearman": spearman(actual, score),
+                "top_share": top_share(actual, score),
+                "calibration_ratio": calibration_ratio(actual, score),
+            }
+        report |= {f"{task}_{name}": value for name, value in metrics.items()}
+    return report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line; returns the exit status."""
+    return rankers.run(train, tyro.cli(Config, args=argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""Train gradient-boosted trees: ``python -m training.train_xgb``."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+import xgboost as xgb
+from rich.console import Console
+from tqdm import tqdm
+
+from handlers.schema import Matrix
+from handlers.tree_inputs import ARCH_VERSION, BOOSTER_FILE, META_FILE, TreeInputs
+from training import rankers
+from training.curves import save_curves
+from training.metrics import ranking_report
+from training.tables import metric_table
+from training.target_encoding import fit_target_encodings
+
+# Sums over threads round differently for each number of them: a fixed one repeats on any machine.
+N_THREADS = 2
+
+
+@dataclass(frozen=True)
+class Config(rankers.RankerConfig):
+    """Train gradient-boosted trees to predict clicks.
+
+    Attributes:
+        label: Column to predict, 0 or 1.
+        epochs: At most so many rounds of boosting, a tree each.
+        batch_size: Rows handed to the quantile sketch at once; it bounds memory.
+        patience: Stop after so many rounds without a better validation loss.
+        max_depth: Of a tree.
+        eta: Learning rate.
+        min_child_weight: Least sum of hessians in a leaf.
+        subsample: Share of the rows that each tree sees.
+        max_bin: Quantile bins for each column.
+        normalize: Standardize the columns, and write feature_scaler.json.
+    """
+
+    label: str = "label"
+    epochs: int = 1500
+    batch_size: int = 100_000
+    patience: int = 50
+    max_depth: int = 5
+    eta: float = 0.15
+    min_child_weight: float = 50.0
+    subsample: float = 0.8
+    max_bin: int = 256
+    normalize: bool = False
+
+
+def train(config: Config) -> Path:
+    """Train, report and write the artifacts; returns their folder."""
+    data = rankers.load(config, [config.label])
+    labels = {split: targets[:, 0] for split, targets in data.targets.items()}
+    encodings, encoded = fit_target_encodings(data.schema, data.train, labels["train"], config.seed)
+    inputs = TreeInputs(encodings)
+    if config.normalize:
+        inputs.mean = np.nanmean(encoded, axis=0)
+        inputs.std = np.nanstd(encoded, axis=0).clip(1e-6)
+        encoded = (encoded - inputs.mean) / inputs.std
+    booster, history = _fit(
+        config,
+        _Batches(encoded, labels["train"], config.batch_size),
+        _Batches(inputs(data.valid), labels["valid"], config.batch_size),
+    )
+
+    def probabilities(matrix: Matrix) -> Any:
+        return booster.predict(xgb.DMatrix(inputs(matrix)))
+
+    scores = probabilities(data.test)
+    reports = {"xgb": ranking_report(labels["test"], scores, data.groups)}
+    reports |= rankers.baselines(data, config.seed)
+    rankers.add_gain(reports)
+    Console().print(
+        metric_table(reports, f"XGBoost, {booster.num_boosted_rounds()} trees, on the test split")
+    )
+    with rankers.writing_artifacts(
+        "xgb",
+        META_FILE,
+        config,
+        data,
+        predict=lambda matrix: probabilities(matrix).tolist(),
+        reports=reports,
+        arch_version=ARCH_VERSION,
+        label_column=config.label,
+        normalized=config.normalize,
+    ) as folder:
+        booster.save_model(folder / BOOSTER_FILE)
+        inputs.save(folder, data.schema)
+        save_curves(folder, history, labels["test"], scores)
+    return config.folder("xgb")
+
+
+def _fit(
+    config: Config, train_batches: xgb.DataIter, valid_batches: xgb.DataIter
+) -> tuple[xgb.Booster, dict[str, list[float]]]:
+    """Boost until the validation loss stops falling; keep the trees up to its best round."""
+    train_data = xgb.QuantileDMatrix(train_batches, max_bin=config.max_bin)
+    valid_data = xgb.QuantileDMatrix(valid_batches, ref=train_data)
+    losses: dict[str, dict[str, list[float]]] = {}
+    with _ProgressBar(config.epochs) as progress:
+        booster = xgb.train(
+            {
+                "objective": "binary:logistic",
+                "eval_metric": "logloss",
+                "tree_method": "hist",
+                "nthread": N_THREADS,
+                "seed": config.seed,
+                "max_depth": config.max_depth,
+                "eta": config.eta,
+                "min_child_weight": config.min_child_weight,
+                "subsample": config.subsample,
+                "max_bin": config.max_bin,
+            },
+            train_data,
+            num_boost_round=config.epochs,
+            evals=[(train_data, "train"), (valid_data, "valid")],
+            evals_result=losses,
+            early_stopping_rounds=config.patience,
+            verbose_eval=False,
+            callbacks=[progress],
+        )
+    history = {split: values["logloss"] for split, values in losses.items()}
+    return booster[: booster.best_iteration + 1], history
+
+
+class _Batches(xgb.DataIter):
+    """Hands a matrix to XGBoost a part at a time."""
+
+    def __init__(self, matrix: Matrix, labels: rankers.Targets, batch_size: int) -> None:
+        super().__init__()
+        self._parts = [
+            (matrix[start : start + batch_size], labels[start : start + batch_size])
+            for start in range(0, len(matrix), batch_size)
+        ]
+        self._next = 0
+
+    def next(self, input_data: Any) -> bool:
+        if self._next == len(self._parts):
+            return False
+        matrix, labels = self._parts[self._next]
+        input_data(data=matrix, label=labels)
+        self._next += 1
+        return True
+
+    def reset(self) -> None:
+        self._next = 0
+
+
+class _ProgressBar(xgb.callback.TrainingCallback):
+    """A bar over the rounds, off when not a terminal."""
+
+    def __init__(self, rounds: int) -> None:
+        super().__init__()
+        self._bar = tqdm(total=rounds, unit="tree", disable=None, leave=False)
+
+    def __enter__(self) -> "_ProgressBar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+        self._bar.update()
+        self._bar.set_description(f"valid loss {evals_log['valid']['logloss'][-1]:.4f}")
+        return False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line; returns the exit status."""
+    return rankers.run(train, tyro.cli(Config, args=argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
