@@ -15,7 +15,7 @@ MODEL ?=
 VERSION ?=
 ARGS ?=
 # What `make serve` reads from its environment.
-export ENABLED_MODELS TOKEN_AUTH INFERENCE_HOST INFERENCE_PORT MANAGEMENT_PORT METRICS_PORT MODEL_STORE
+export ENABLED_MODELS TOKEN_AUTH INFERENCE_HOST INFERENCE_PORT MANAGEMENT_PORT METRICS_PORT MODEL_STORE LOG_LOCATION
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -7,7 +7,6 @@ nothing else of the repository. The same inputs give the same bytes.
 from __future__ import annotations
 
 import importlib
-import inspect
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest import mock
 
 import tyro
@@ -28,15 +27,18 @@ from rich.progress import track
 
 from archive import catalog
 from handlers.errors import ArchiveError
-from handlers.signature import GOLDEN_FILE, SIGNATURE_FILE, Signature, sha256, verify_archive
+from handlers.signature import (
+    GOLDEN_FILE,
+    MANIFEST_FILE,
+    SIGNATURE_FILE,
+    Signature,
+    sha256,
+    verify_archive,
+)
 from training import artifacts
-
-if TYPE_CHECKING:  # it imports TorchServe, which has much to say about accelerators
-    from handlers.base import RecHandler
 
 MODEL_STORE = Path("model-store")
 SAMPLE_FILE = "sample_request.json"
-MANIFEST = "MAR-INF/MANIFEST.json"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold
 
 
@@ -103,14 +105,15 @@ def package(model: catalog.Model, version: str | None, config: Config) -> Path:
 def _prove(model: catalog.Model, folder: Path) -> None:
     """Load the artifacts with the handler that will serve them, and replay the golden rows."""
     module = importlib.import_module(f"handlers.{model.handler_path.stem}")
+    # TorchServe goes by the same rule: the one class that the file defines.
     [handler_class] = [
         value
         for value in vars(module).values()
-        if inspect.isclass(value) and value.__module__ == module.__name__
+        if isinstance(value, type) and value.__module__ == module.__name__
     ]
-    handler: RecHandler = handler_class()
+    handler: Any = handler_class()
     try:
-        handler.load(folder)
+        handler.load(folder, model.config.get("handler", {}))
         handler.replay_golden_rows(folder)
     except ArchiveError as error:
         raise ArchiveError(f"{folder}: {error}; run: make train MODEL={model.artifacts}") from error
@@ -161,9 +164,9 @@ def _rewrite(source: Path, target: Path) -> None:
     ):
         for name in sorted(old.namelist()):
             data = old.read(name)
-            if name == MANIFEST:
+            if name == MANIFEST_FILE:
                 manifest = json.loads(data)
-                del manifest["createdOn"]
+                manifest["createdOn"] = "01/01/1980 00:00:00"
                 data = json.dumps(manifest, indent=2).encode()
             new.writestr(zipfile.ZipInfo(name, _EPOCH), data, zipfile.ZIP_DEFLATED)
 

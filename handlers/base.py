@@ -1,7 +1,7 @@
 """The handler that every model's handler extends; the only place that knows TorchServe.
 
-A request's way: bytes -> rows -> one matrix for the whole batch -> one forward pass -> each
-request's share of it -> bytes. A request that cannot be decoded gets its own 400 and leaves the
+A request's way: bytes -> rows -> one prediction for the rows of the whole batch -> each request's
+share of it -> bytes. A request that cannot be decoded gets its own 400 and leaves the
 batch; the others do not notice.
 """
 
@@ -12,8 +12,11 @@ import logging
 import time
 from abc import abstractmethod
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
+from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,7 +28,7 @@ from ts.torch_handler.base_handler import BaseHandler
 
 from handlers.decoding import RequestDecoder
 from handlers.errors import ArchiveError, RequestError
-from handlers.schema import SCHEMA_VERSION, VOCABULARIES_FILE, FeatureSchema, Matrix
+from handlers.schema import SCHEMA_VERSION, FeatureCounts
 from handlers.signature import GOLDEN_FILE, first_difference, verify_folder
 from handlers.telemetry import Telemetry
 
@@ -38,48 +41,63 @@ CHUNK_ROWS = 4096
 OK = 200
 CPU = torch.device("cpu")
 
-Predictions = npt.NDArray[np.float32]
+Predictions = npt.NDArray[np.float32] | list[Any]
 
 
 class RecHandler(BaseHandler):  # type: ignore[misc]
     """Serves one model from its unpacked archive.
 
-    A subclass names its meta file and the architecture version that it understands, loads its
-    model, and scores a matrix::
+    A subclass names its meta file and the architecture version that it understands, says what a
+    row is, loads its model and predicts. Models whose rows are features extend
+    :class:`handlers.feature_rows.FeatureRowsHandler`, where a row is known already.
 
-        class DeepFMHandler(RecHandler):
-            meta_file = "deepfm_feature_meta.json"
-            arch_version = 1
-
-            def load_model(self, model_dir): ...
-            def score(self, matrix): ...
-
-    Shapes: B instances, C matrix columns.
+    Attributes:
+        meta: The meta file.
+        config: The section ``handler`` of ``model-config.yaml``.
+        device: Where networks run.
+        feature_names: What the counts are kept for, in order.
+        counts: Missing, out of range and out of vocabulary, by feature.
     """
 
     meta_file: ClassVar[str]
     arch_version: ClassVar[int]
+    # Whether the answer to a single row is its prediction alone, not a list of one.
+    flat_single: ClassVar[bool] = False
+
+    meta: dict[str, Any]
+    config: Mapping[str, Any]
+    device: torch.device
+    feature_names: tuple[str, ...]
+    counts: FeatureCounts
 
     # What a model brings
 
     @abstractmethod
     def load_model(self, model_dir: Path) -> None:
-        """Load weights; ``self.meta``, ``self.schema`` and ``self.device`` are set."""
+        """Set ``feature_names`` and load the model; meta, config and device are set."""
 
     @abstractmethod
-    def score(self, matrix: Matrix) -> Predictions:
-        """Score instances.
+    def row_type(self, forbid_unknown: bool) -> Any:
+        """The msgspec type of a row, its structs with or without ``forbid_unknown_fields``."""
 
-        Args:
-            matrix: As :meth:`FeatureSchema.matrix` makes it, float32 [B, C].
+    @abstractmethod
+    def predict(self, rows: list[Any]) -> Predictions:
+        """Predict for rows of :meth:`row_type`, at most 4,096 of them.
 
         Returns:
-            One prediction an instance, finite, float32 [B] or [B, ...].
+            One prediction a row: float32 [B] or [B, ...], finite; or a list of B values that JSON
+            can hold.
         """
 
     def encode(self, predictions: Predictions) -> bytes:
-        """One request's predictions, float32 [B, ...] -> the JSON of its ``predictions``."""
-        return orjson.dumps(predictions, option=orjson.OPT_SERIALIZE_NUMPY)
+        """The JSON of one request's ``predictions``."""
+        answer = predictions[0] if self.flat_single and len(predictions) == 1 else predictions
+        return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+    @property
+    def known_keys(self) -> Iterable[str]:
+        """Every key that a row may have, at any depth."""
+        return self.feature_names
 
     # What TorchServe calls
 
@@ -94,17 +112,13 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
         config = (context.model_yaml_config or {}).get("handler") or {}
         torch.set_num_threads(int(config.get("threads", 1)))
         self.signature = verify_folder(model_dir)
-        self.load(
-            model_dir,
-            device=_device(str(config.get("device", "cpu")), context),
-            max_rows=int(config.get("max_rows", DEFAULT_MAX_ROWS)),
-        )
+        self.load(model_dir, config, _device(str(config.get("device", "cpu")), context))
         self.replay_golden_rows(model_dir)
         self.telemetry = Telemetry(
             context.metrics,
             self.signature.model_name,
             self.signature.model_version,
-            self.schema.names,
+            self.feature_names,
             self.counts,
             self.decoder.unknown,
         )
@@ -133,20 +147,20 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
     def load(
         self,
         model_dir: Path,
+        config: Mapping[str, Any] = MappingProxyType({}),
         device: torch.device = CPU,
-        max_rows: int = DEFAULT_MAX_ROWS,
     ) -> None:
-        """Load meta, schema and model from an unpacked archive or an artifact folder.
+        """Load an unpacked archive or an artifact folder.
 
         Args:
             model_dir: The folder.
+            config: The section ``handler`` of ``model-config.yaml``.
             device: Where networks run.
-            max_rows: A request may bring.
 
         Raises:
             ArchiveError: If the meta file is of a version that this handler does not know.
         """
-        self.device = device
+        self.config, self.device = config, device
         self.meta = json.loads((model_dir / self.meta_file).read_text())
         for key, known in (
             ("schema_version", SCHEMA_VERSION),
@@ -157,13 +171,14 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
                     f"{self.meta_file}: {key}: expected {known}, got {self.meta.get(key)}; "
                     "train the model again with this version of the code"
                 )
-        vocabularies = json.loads((model_dir / VOCABULARIES_FILE).read_text())
-        self.schema = FeatureSchema.from_json(self.meta["features"], vocabularies)
-        self.counts = self.schema.new_counts()
-        self.decoder = RequestDecoder(
-            self.schema.row_type, self.schema.names, self.schema.names, max_rows
-        )
         self.load_model(model_dir)
+        self.counts = FeatureCounts.zeros(len(self.feature_names))
+        self.decoder = RequestDecoder(
+            self.row_type,
+            self.feature_names,
+            self.known_keys,
+            int(config.get("max_rows", DEFAULT_MAX_ROWS)),
+        )
 
     def replay_golden_rows(self, model_dir: Path) -> None:
         """Compare this handler's predictions with the ones that training computed.
@@ -180,13 +195,14 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
             answer = orjson.loads(body)
             if "predictions" not in answer:
                 raise ArchiveError(f"{GOLDEN_FILE}: rows {start}..{stop - 1}: {answer['message']}")
-            difference = first_difference(
-                rows[start:stop], expected[start:stop], answer["predictions"]
-            )
+            predictions = answer["predictions"]
+            if self.flat_single and stop - start == 1:
+                predictions = [predictions]
+            difference = first_difference(rows[start:stop], expected[start:stop], predictions)
             if difference is not None:
                 raise ArchiveError(difference)
         # A replay is not traffic.
-        self.counts = self.schema.new_counts()
+        self.counts = FeatureCounts.zeros(len(self.feature_names))
         self.decoder.unknown.clear()
 
     def answer(self, bodies: list[Any]) -> tuple[list[tuple[int, bytes]], int]:
@@ -225,11 +241,12 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
         return answers, len(rows)
 
     def _predict(self, rows: list[Any]) -> Predictions:
-        matrix = self.schema.matrix(self.schema.raw_matrix(rows), self.counts)
         chunks = [
-            self.score(matrix[start : start + CHUNK_ROWS])
-            for start in range(0, len(matrix), CHUNK_ROWS)
+            self.predict(rows[start : start + CHUNK_ROWS])
+            for start in range(0, len(rows), CHUNK_ROWS)
         ]
+        if isinstance(chunks[0], list):
+            return list(chain.from_iterable(chunks))
         predictions = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
         if not np.isfinite(predictions).all():
             # JSON has no NaN; orjson would write null, which Go reads as 0.

@@ -3,32 +3,34 @@
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import orjson
 import torch
 
-from handlers.base import Predictions, RecHandler
+from handlers.base import Predictions
+from handlers.feature_rows import FeatureRowsHandler, Scores
 from handlers.networks import load_network
 from handlers.networks.mmoe import ARCH_VERSION, META_FILE, WEIGHTS_FILE, MMoE
 from handlers.schema import Matrix
 
 
-class MMoEHandler(RecHandler):
+class MMoEHandler(FeatureRowsHandler):
     """Scores with an MMoE network: one number a task for each instance."""
 
     meta_file: ClassVar[str] = META_FILE
     arch_version: ClassVar[int] = ARCH_VERSION
 
-    def load_model(self, model_dir: Path) -> None:
+    def load_weights(self, model_dir: Path) -> None:
         """Load the network."""
         self.network = load_network(MMoE, model_dir / WEIGHTS_FILE, self.device)
         tasks = self.meta["tasks"]
         self.row_template = b"{%b}" % b",".join(orjson.dumps(t["name"]) + b":%b" for t in tasks)
 
     @torch.inference_mode()
-    def score(self, matrix: Matrix) -> Predictions:
+    def score(self, matrix: Matrix) -> Scores:
         """Expected value of each task, float32 [B, T]."""
         expected = self.network.expected(torch.from_numpy(matrix).to(self.device))
-        scores: Predictions = expected.cpu().numpy()
+        scores: Scores = expected.cpu().numpy()
         return scores
 
     def encode(self, predictions: Predictions) -> bytes:
@@ -37,6 +39,6 @@ class MMoEHandler(RecHandler):
         Encodes all numbers at once and pours them into a template, which takes a fifth of the
         time of encoding B dictionaries.
         """
-        numbers = orjson.dumps(predictions.ravel(), option=orjson.OPT_SERIALIZE_NUMPY)
+        numbers = orjson.dumps(np.ravel(predictions), option=orjson.OPT_SERIALIZE_NUMPY)
         rows = b",".join([self.row_template] * len(predictions))
         return b"[%b]" % (rows % tuple(numbers[1:-1].split(b",")))

@@ -129,6 +129,11 @@ class FeatureCounts:
     out_of_range: npt.NDArray[np.int64]
     out_of_vocabulary: npt.NDArray[np.int64]
 
+    @classmethod
+    def zeros(cls, n_features: int) -> FeatureCounts:
+        """Counts at zero."""
+        return cls(*(np.zeros(n_features, dtype=np.int64) for _ in range(3)))
+
 
 def _value_type(feature: Feature) -> Any:
     return float | None if feature.kind == "number" else str | int | float | None
@@ -190,11 +195,6 @@ class FeatureSchema:
     def cardinalities(self) -> list[int]:
         """Number of indices of each matrix column, 0 for a number, C long."""
         return [f.cardinality for f in self.column_features]
-
-    def new_counts(self) -> FeatureCounts:
-        """Counts at zero."""
-        zeros = [np.zeros(len(self.features), dtype=np.int64) for _ in range(3)]
-        return FeatureCounts(*zeros)
 
     # Rows of a request
 

@@ -19,8 +19,7 @@ GOLDEN_FILE = "golden.json"
 GOLDEN_TOLERANCE = 1e-5
 LIBRARIES = ("torch", "numpy", "xgboost", "msgspec", "orjson", "torchserve")
 
-# Written by the archiver after the signature, and by Python when it imports the handler.
-_UNLISTED = (SIGNATURE_FILE, "MAR-INF/MANIFEST.json")
+MANIFEST_FILE = "MAR-INF/MANIFEST.json"
 
 
 @dataclass(frozen=True)
@@ -111,8 +110,17 @@ def _verify(where: str, names: Iterable[str], read: Callable[[str], bytes]) -> S
                 f"{where}: {name} was altered: expected sha256 {expected[:12]}..., "
                 f"got {got[:12]}...; run: make archive"
             )
+    # The archiver writes the manifest after the signature, and it names the code to run.
+    model = json.loads(read(MANIFEST_FILE))["model"] if MANIFEST_FILE in present else {}
+    named = (model.get("modelName"), model.get("modelVersion"), model.get("handler"))
+    expected_names = (signature.model_name, signature.model_version, signature.handler)
+    if named != expected_names:
+        raise ArchiveError(
+            f"{where}: {MANIFEST_FILE}: expected {', '.join(expected_names)}, "
+            f"got {', '.join(map(str, named))}; run: make archive"
+        )
     for name in sorted(present - signature.files.keys()):
-        if name not in _UNLISTED:
+        if name not in (SIGNATURE_FILE, MANIFEST_FILE):
             raise ArchiveError(f"{where}: {name} is not in {SIGNATURE_FILE}; run: make archive")
     return signature
 

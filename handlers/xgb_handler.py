@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import ClassVar
 
-from handlers.base import Predictions, RecHandler
+from handlers.feature_rows import FeatureRowsHandler, Scores
 from handlers.schema import Matrix
 from handlers.tree_inputs import ARCH_VERSION, BOOSTER_FILE, META_FILE, TreeInputs
 
@@ -19,21 +19,19 @@ if _without_sklearn:
     del sys.modules["sklearn"]
 
 
-class XgbHandler(RecHandler):
+class XgbHandler(FeatureRowsHandler):
     """Scores with an XGBoost booster: the probability of a click for each instance."""
 
     meta_file: ClassVar[str] = META_FILE
     arch_version: ClassVar[int] = ARCH_VERSION
 
-    def load_model(self, model_dir: Path) -> None:
+    def load_weights(self, model_dir: Path) -> None:
         """Load the booster and the maps to its inputs."""
         self.inputs = TreeInputs.load(model_dir)
         self.booster = xgb.Booster({"nthread": 1, "device": str(self.device)})
         self.booster.load_model(model_dir / BOOSTER_FILE)
 
-    def score(self, matrix: Matrix) -> Predictions:
+    def score(self, matrix: Matrix) -> Scores:
         """Click probabilities, float32 [B]."""
-        scores: Predictions = self.booster.inplace_predict(
-            self.inputs(matrix), validate_features=False
-        )
+        scores: Scores = self.booster.inplace_predict(self.inputs(matrix), validate_features=False)
         return scores
