@@ -9,8 +9,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP_INSTALL := $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-# training/train_<model>.py makes <model> trainable, archive/<model>/model-config.yaml servable.
-TRAINABLE := $(sort $(patsubst training/train_%.py,%,$(wildcard training/train_*.py)))
+MODELS := $(sort $(patsubst archive/%/model-config.yaml,%,$(wildcard archive/*/model-config.yaml)))
 MODEL ?=
 VERSION ?=
 ARGS ?=
@@ -40,14 +39,11 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 	@touch $@
 
 train: $(VENV)/.installed ## Train one model: make train MODEL=deepfm [VERSION=v1] [ARGS='--epochs 5']
-	@test -n "$(MODEL)" || { echo "error: which model? MODEL= one of: $(TRAINABLE)"; exit 2; }
-	@$(MAKE) --no-print-directory train-$(MODEL)
+	@test -n "$(MODEL)" || { echo "error: which model? MODEL= one of: $(MODELS)"; exit 2; }
+	@$(PY) -m scripts.train --model $(MODEL) $(if $(VERSION),--version $(VERSION)) $(ARGS)
 
-train-all: $(addprefix train-,$(TRAINABLE)) ## Train every model on its default data
-
-train-%: $(VENV)/.installed
-	@test -f training/train_$*.py || { echo "error: no model $*; there are: $(TRAINABLE)"; exit 2; }
-	$(PY) -m training.train_$* $(if $(VERSION),--version $(VERSION)) $(ARGS)
+train-all: $(VENV)/.installed ## Train every model, on its default data
+	@$(PY) -m scripts.train $(if $(VERSION),--version $(VERSION))
 
 archive: $(VENV)/.installed ## Package the newest version of every model [MODEL=deepfm] [VERSION=v1]
 	$(PY) -m archive.package $(if $(MODEL),--model $(MODEL)) $(if $(VERSION),--version $(VERSION))

@@ -22,7 +22,9 @@ class Model:
 
     Attributes:
         name: Its folder under ``archive/``, its ``.mar`` and its name in URLs.
-        config: TorchServe's settings; the section ``handler`` is ours.
+        config: TorchServe's settings; the section ``handler`` is ours: beside what handlers read,
+            ``artifacts``, ``golden``, ``handler`` and ``training`` for a model that shares
+            another's training run, handler or training script.
     """
 
     name: str
@@ -34,14 +36,30 @@ class Model:
         return ROOT / "archive" / self.name / CONFIG_FILE
 
     @property
+    def handler_config(self) -> dict[str, Any]:
+        """Our own section, which the handler reads too."""
+        return self.config.get("handler") or {}
+
+    @property
     def artifacts(self) -> str:
         """The model whose training run this one is packaged from."""
-        return str(self.config.get("handler", {}).get("artifacts", self.name))
+        return str(self.handler_config.get("artifacts", self.name))
+
+    @property
+    def golden_file(self) -> str:
+        """The golden rows of this model, where one run trains several."""
+        return str(self.handler_config.get("golden", "golden.json"))
 
     @property
     def handler_path(self) -> Path:
         """The handler's source."""
-        return ROOT / "handlers" / f"{self.artifacts}_handler.py"
+        stem = self.handler_config.get("handler", f"{self.artifacts}_handler")
+        return ROOT / "handlers" / f"{stem}.py"
+
+    @property
+    def training(self) -> list[str]:
+        """Module and arguments of the training script."""
+        return str(self.handler_config.get("training", f"train_{self.artifacts}")).split()
 
 
 def model_names() -> list[str]:

@@ -76,19 +76,18 @@ def package(model: catalog.Model, version: str | None, config: Config) -> Path:
             than training did.
     """
     folder = artifacts.find(model.artifacts, version, config.artifacts_dir)
-    _prove(model, folder)
-    meta = artifacts.read_meta(folder)
+    handler = _load_and_prove(model, folder)
     config.store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="recmar-package-") as scratch:
         stage = Path(scratch) / "stage"
-        _stage(model, folder, meta, stage)
+        _stage(model, folder, handler, stage)
         # The archiver works in <temporary folder>/<model>, and deletes what it finds there.
         with mock.patch.object(tempfile, "tempdir", scratch):
             generate_model_archive(
                 ModelArchiverConfig(
                     model_name=model.name,
                     handler=str(model.handler_path),
-                    version=meta["model_version"],
+                    version=handler.meta["model_version"],
                     extra_files=str(stage),
                     config_file=str(model.config_path),
                     export_path=scratch,
@@ -102,7 +101,7 @@ def package(model: catalog.Model, version: str | None, config: Config) -> Path:
     return mar
 
 
-def _prove(model: catalog.Model, folder: Path) -> None:
+def _load_and_prove(model: catalog.Model, folder: Path) -> Any:
     """Load the artifacts with the handler that will serve them, and replay the golden rows."""
     module = importlib.import_module(f"handlers.{model.handler_path.stem}")
     # TorchServe goes by the same rule: the one class that the file defines.
@@ -111,15 +110,16 @@ def _prove(model: catalog.Model, folder: Path) -> None:
         for value in vars(module).values()
         if isinstance(value, type) and value.__module__ == module.__name__
     ]
-    handler: Any = handler_class()
+    handler = handler_class()
     try:
-        handler.load(folder, model.config.get("handler", {}))
-        handler.replay_golden_rows(folder)
+        handler.load(folder, model.handler_config)
+        handler.replay_golden_rows(folder / model.golden_file)
     except ArchiveError as error:
         raise ArchiveError(f"{folder}: {error}; run: make train MODEL={model.artifacts}") from error
+    return handler
 
 
-def _stage(model: catalog.Model, folder: Path, meta: dict[str, Any], stage: Path) -> None:
+def _stage(model: catalog.Model, folder: Path, handler: Any, stage: Path) -> None:
     """Lay out what goes into the archive beside the handler and the config."""
     shutil.copytree(
         catalog.ROOT / "handlers",
@@ -127,21 +127,22 @@ def _stage(model: catalog.Model, folder: Path, meta: dict[str, Any], stage: Path
         ignore=shutil.ignore_patterns("__pycache__"),
     )
     for path in folder.iterdir():
-        if path.suffix != ".png":
+        if path.suffix != ".png" and not path.name.endswith(GOLDEN_FILE):
             shutil.copy(path, stage)
-    golden = json.loads((folder / GOLDEN_FILE).read_text())
-    (stage / SAMPLE_FILE).write_text(json.dumps({"data": golden["rows"][:2]}))
+    shutil.copy(folder / model.golden_file, stage / GOLDEN_FILE)
+    golden = json.loads((stage / GOLDEN_FILE).read_text())
+    (stage / SAMPLE_FILE).write_text(json.dumps({"data": golden["rows"][1:2]}))
     listed = [p for p in stage.rglob("*") if p.is_file()]
     files = {p.relative_to(stage).as_posix(): sha256(p.read_bytes()) for p in listed}
     for path in (model.handler_path, model.config_path):
         files[path.name] = sha256(path.read_bytes())
     signature = Signature(
         model_name=model.name,
-        model_version=meta["model_version"],
+        model_version=handler.meta["model_version"],
         handler=model.handler_path.name,
-        features=meta["features"],
+        features=handler.describe_features(),
         output=_output(golden["predictions"][0]),
-        libraries=meta["libraries"],
+        libraries=handler.meta["libraries"],
         files=dict(sorted(files.items())),
     )
     artifacts.write_json(stage / SIGNATURE_FILE, signature.to_json())

@@ -99,6 +99,10 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
         """Every key that a row may have, at any depth."""
         return self.feature_names
 
+    def describe_features(self) -> list[dict[str, Any]]:
+        """What ``signature.json`` says of the inputs."""
+        return [{"name": name} for name in self.feature_names]
+
     # What TorchServe calls
 
     def initialize(self, context: Context) -> None:
@@ -113,7 +117,7 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
         torch.set_num_threads(int(config.get("threads", 1)))
         self.signature = verify_folder(model_dir)
         self.load(model_dir, config, _device(str(config.get("device", "cpu")), context))
-        self.replay_golden_rows(model_dir)
+        self.replay_golden_rows(model_dir / GOLDEN_FILE)
         self.telemetry = Telemetry(
             context.metrics,
             self.signature.model_name,
@@ -180,7 +184,7 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
             int(config.get("max_rows", DEFAULT_MAX_ROWS)),
         )
 
-    def replay_golden_rows(self, model_dir: Path) -> None:
+    def replay_golden_rows(self, path: Path) -> None:
         """Compare this handler's predictions with the ones that training computed.
 
         It also warms the handler up: the rows pass together, then one by one.
@@ -188,7 +192,7 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
         Raises:
             ArchiveError: Naming the first row that is off.
         """
-        golden = json.loads((model_dir / GOLDEN_FILE).read_text())
+        golden = json.loads(path.read_text())
         rows, expected = golden["rows"], golden["predictions"]
         for start, stop in [(0, len(rows)), *((i, i + 1) for i in range(len(rows)))]:
             [(_, body)], _ = self.answer([orjson.dumps({"data": rows[start:stop]})])

@@ -51,16 +51,26 @@ class FeatureRowsHandler(RecHandler):
             float32 [B] or [B, ...].
         """
 
+    @property
+    def features_meta(self) -> list[dict[str, Any]]:
+        """The part of the meta file that describes a row's features."""
+        features: list[dict[str, Any]] = self.meta["features"]
+        return features
+
     def load_model(self, model_dir: Path) -> None:
         """Read the schema, then the weights."""
         vocabularies = json.loads((model_dir / VOCABULARIES_FILE).read_text())
-        self.schema = FeatureSchema.from_json(self.meta["features"], vocabularies)
+        self.schema = FeatureSchema.from_json(self.features_meta, vocabularies)
         self.feature_names = self.schema.names
         self.load_weights(model_dir)
 
     def row_type(self, forbid_unknown: bool) -> Any:
         """An object of the schema's features, or a vector of them."""
         return self.schema.row_type(forbid_unknown)
+
+    def describe_features(self) -> list[dict[str, Any]]:
+        """Type, default and training range of each feature."""
+        return self.schema.to_json()
 
     def predict(self, rows: list[Any]) -> Scores:
         """One matrix for all rows, scored at once."""

@@ -110,19 +110,27 @@ def _verify(where: str, names: Iterable[str], read: Callable[[str], bytes]) -> S
                 f"{where}: {name} was altered: expected sha256 {expected[:12]}..., "
                 f"got {got[:12]}...; run: make archive"
             )
-    # The archiver writes the manifest after the signature, and it names the code to run.
-    model = json.loads(read(MANIFEST_FILE))["model"] if MANIFEST_FILE in present else {}
-    named = (model.get("modelName"), model.get("modelVersion"), model.get("handler"))
-    expected_names = (signature.model_name, signature.model_version, signature.handler)
-    if named != expected_names:
-        raise ArchiveError(
-            f"{where}: {MANIFEST_FILE}: expected {', '.join(expected_names)}, "
-            f"got {', '.join(map(str, named))}; run: make archive"
-        )
+    if MANIFEST_FILE in present:
+        _check_manifest(where, signature, read(MANIFEST_FILE))
     for name in sorted(present - signature.files.keys()):
         if name not in (SIGNATURE_FILE, MANIFEST_FILE):
             raise ArchiveError(f"{where}: {name} is not in {SIGNATURE_FILE}; run: make archive")
     return signature
+
+
+def _check_manifest(where: str, signature: Signature, text: bytes) -> None:
+    """The archiver writes the manifest after the signature, and it names the code to run."""
+    try:
+        model = json.loads(text)["model"]
+        got = [str(model[key]) for key in ("modelName", "modelVersion", "handler")]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ArchiveError(f"{where}: {MANIFEST_FILE} is not readable: {error!r}") from error
+    expected = [signature.model_name, signature.model_version, signature.handler]
+    if got != expected:
+        raise ArchiveError(
+            f"{where}: {MANIFEST_FILE}: expected {', '.join(expected)}, got {', '.join(got)}; "
+            "run: make archive"
+        )
 
 
 def first_difference(

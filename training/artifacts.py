@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from handlers.schema import SCHEMA_VERSION, VOCABULARIES_FILE, FeatureSchema
+from handlers.schema import SCHEMA_VERSION
 from handlers.signature import library_versions, sha256
 
 ARTIFACTS = Path("artifacts")
@@ -132,27 +132,19 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is no JSON")
 
 
-def write_meta(
-    folder: Path, meta_file: str, schema: FeatureSchema, meta: Mapping[str, Any]
-) -> None:
-    """Write the meta file, the last one: it lists the hash of every other file.
+def write_meta(path: Path, meta: Mapping[str, Any]) -> None:
+    """Write the meta file, the last one of its folder: it lists the hash of every other.
 
     Args:
-        folder: The artifact folder.
-        meta_file: The name that the model's handler reads.
-        schema: Of the model's inputs.
+        path: The name that the model's handler reads.
         meta: What is the model's own; must hold ``arch_version`` and ``model_version``.
     """
-    write_json(folder / VOCABULARIES_FILE, schema.vocabularies())
-    files = {p.name: sha256(p.read_bytes()) for p in sorted(folder.iterdir())}
+    files = {p.name: sha256(p.read_bytes()) for p in sorted(path.parent.iterdir())}
     write_json(
-        folder / meta_file,
+        path,
         {
             "schema_version": SCHEMA_VERSION,
             **meta,
-            "feature_columns": list(schema.names),
-            "feature_count": len(schema.names),
-            "features": schema.to_json(),
             "libraries": library_versions(),
             "git_sha": _git_sha(),
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +18,9 @@ from sklearn.preprocessing import StandardScaler
 
 from handlers.schema import FeatureSchema, Matrix
 from handlers.tree_inputs import TreeInputs
-from training import artifacts
 from training.features import DEFAULT_FEATURES, computable_crosses, fit_schema, to_matrix
-from training.fit import TrainingError
 from training.metrics import ranking_report
+from training.runs import Golden, RunConfig, names
 from training.sources import DataError, check_labels, data_sha256, load_splits
 from training.synthetic import generate_impressions
 from training.target_encoding import fit_target_encodings
@@ -38,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class RankerConfig:
+class RankerConfig(RunConfig):
     """Where a ranking model's data comes from.
 
     Attributes:
@@ -48,9 +45,6 @@ class RankerConfig:
         categorical: Those of them that are ids or strings, separated by commas.
         group: Column whose values are the lists that GAUC averages over, such as user_id.
         time_column: Split one file by this column's order, instead of by a seeded shuffle.
-        version: Of the artifacts; the UTC time by default.
-        seed: Of the split, the weights and the order of the rows.
-        artifacts_dir: Artifacts go to <artifacts_dir>/<model>/<version>/.
     """
 
     data_path: Path | None = None
@@ -58,16 +52,6 @@ class RankerConfig:
     categorical: str = ""
     group: str = ""
     time_column: str = ""
-    version: str = field(default_factory=artifacts.new_version)
-    seed: int = 0
-    artifacts_dir: Path = artifacts.ARTIFACTS
-
-    def folder(self, model: str) -> Path:
-        """Where the artifacts of a model go."""
-        return self.artifacts_dir / model / self.version
-
-
-Config = TypeVar("Config", bound=RankerConfig)
 
 
 @dataclass(frozen=True)
@@ -102,11 +86,6 @@ class Dataset:
         return torch.from_numpy(getattr(self, split)), torch.from_numpy(self.targets[split])
 
 
-def names(text: str) -> list[str]:
-    """Split a flag's ``a,b,c``."""
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def load(config: RankerConfig, targets: Sequence[str]) -> Dataset:
     """Read, check, split and encode the data.
 
@@ -117,7 +96,6 @@ def load(config: RankerConfig, targets: Sequence[str]) -> Dataset:
     Raises:
         DataError: If the data cannot be trained on; says where and why.
     """
-    artifacts.check_version(config.version)
     features, categorical = names(config.features), names(config.categorical)
     if stray := [name for name in categorical if name not in features]:
         raise DataError(f"--categorical {','.join(stray)}: expected names of --features")
@@ -217,62 +195,22 @@ def add_gain(reports: Mapping[str, dict[str, float]], metric: str = "auc") -> No
             report["gain"] = (report[metric] - 0.5) / (reports["oracle"][metric] - 0.5)
 
 
-@contextmanager
-def writing_artifacts(
-    model: str,
-    meta_file: str,
-    config: RankerConfig,
-    data: Dataset,
-    predict: Callable[[Matrix], list[Any]],
-    reports: Mapping[str, Mapping[str, float]],
-    **meta: Any,
-) -> Iterator[Path]:
-    """Write what packaging needs into ``<artifacts_dir>/<model>/<version>/``.
+def feature_meta(data: Dataset) -> dict[str, Any]:
+    """What the meta file of a ranking model says of its data."""
+    return {
+        "feature_columns": list(data.schema.names),
+        "feature_count": len(data.schema.names),
+        "features": data.schema.to_json(),
+        "vocabularies": data.schema.vocabularies(),
+        "data_sha256": data.sha256,
+    }
 
-    The block adds weights and curves to the folder that it is given; metrics, golden rows and the
-    meta file, which lists all others, follow when it ends.
+
+def golden(data: Dataset, predict: Callable[[Matrix], Sequence[Any]]) -> Golden:
+    """The golden rows with the training code's own predictions.
 
     Args:
-        model: Its name; ``reports[model]`` are its metrics on the test split.
-        meta_file: Name of the meta file that the handler reads.
-        config: Of the run.
         data: The data set.
-        predict: The training code's own predictions, as JSON, for a matrix float32 [B, C].
-        reports: Metrics by model, baselines and oracle included.
-        meta: What the meta file holds besides; ``arch_version`` at least.
+        predict: Predictions as JSON for a matrix, float32 [B, C].
     """
-    predictions = predict(golden_matrix(data.schema, data.golden))
-    with artifacts.writing(model, config.version, config.artifacts_dir) as folder:
-        yield folder
-        artifacts.write_json(folder / "metrics.json", {"test": reports})
-        golden = {"rows": data.golden, "predictions": predictions}
-        artifacts.write_json(folder / "golden.json", golden)
-        artifacts.write_meta(
-            folder,
-            meta_file,
-            data.schema,
-            {
-                **meta,
-                "model_version": config.version,
-                "data_sha256": data.sha256,
-                "seed": config.seed,
-                "hyperparameters": asdict(config),
-                "metrics": reports[model],
-            },
-        )
-
-
-def run(train: Callable[[Config], Path], config: Config) -> int:
-    """Run a training script: where the artifacts are goes to stdout, a user's mistake to stderr.
-
-    Returns:
-        The exit status.
-    """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        folder = train(config)
-    except (DataError, artifacts.ArtifactError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"artifacts: {folder}")
-    return 0
+    return Golden(data.golden, predict(golden_matrix(data.schema, data.golden)))

@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from handlers.networks import save_network
 from handlers.networks.deepfm import ARCH_VERSION, META_FILE, WEIGHTS_FILE, DeepFM
 from handlers.schema import Matrix
-from training import rankers
+from training import rankers, runs
 from training.curves import save_curves
 from training.fit import FitConfig, fit, predict, seed_everything
 from training.metrics import ranking_report
@@ -54,15 +54,15 @@ def train(config: Config) -> Path:
     reports |= rankers.baselines(data, config.seed)
     rankers.add_gain(reports)
     Console().print(metric_table(reports, "DeepFM on the test split"))
-    with rankers.writing_artifacts(
+    with runs.writing_artifacts(
         "deepfm",
         META_FILE,
         config,
-        data,
-        predict=lambda matrix: probabilities(matrix).tolist(),
-        reports=reports,
         arch_version=ARCH_VERSION,
+        reports=reports,
+        golden=rankers.golden(data, lambda matrix: probabilities(matrix).tolist()),
         label_column=config.label,
+        **rankers.feature_meta(data),
     ) as folder:
         save_network(network, folder / WEIGHTS_FILE)
         save_curves(folder, history, labels, scores)
@@ -75,7 +75,7 @@ def _loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
-    return rankers.run(train, tyro.cli(Config, args=argv))
+    return runs.run(train, tyro.cli(Config, args=argv))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from handlers.networks import save_network
 from handlers.networks.mmoe import ARCH_VERSION, META_FILE, WEIGHTS_FILE, MMoE
 from handlers.schema import Matrix
-from training import rankers
+from training import rankers, runs
 from training.curves import save_curves
 from training.fit import FitConfig, fit, predict, seed_everything
 from training.metrics import Array, calibration_ratio, ranking_report, spearman, top_share
@@ -56,7 +56,7 @@ class Config(rankers.RankerConfig, FitConfig):
 
 def train(config: Config) -> Path:
     """Train, report and write the artifacts; returns their folder."""
-    targets, tasks = rankers.names(config.targets), rankers.names(config.tasks)
+    targets, tasks = runs.names(config.targets), runs.names(config.tasks)
     if not len(targets) == len(tasks) == len(config.task_weights):
         raise DataError(
             f"--targets, --tasks and --task-weights: expected as many of each, got {len(targets)}, "
@@ -79,20 +79,24 @@ def train(config: Config) -> Path:
         reports["oracle"] = _report(data, tasks, means, data.oracle)
     rankers.add_gain(reports, f"{tasks[0]}_auc")
     Console().print(metric_table(reports, "MMoE on the test split"))
-    with rankers.writing_artifacts(
+    with runs.writing_artifacts(
         "mmoe",
         META_FILE,
         config,
-        data,
-        predict=lambda matrix: [
-            dict(zip(tasks, row, strict=True)) for row in _expected(network, matrix).tolist()
-        ],
-        reports=reports,
         arch_version=ARCH_VERSION,
+        reports=reports,
+        golden=rankers.golden(
+            data,
+            lambda matrix: [
+                dict(zip(tasks, row, strict=True)) for row in _expected(network, matrix).tolist()
+            ],
+        ),
+        label_column=targets[0],
         tasks=[
             {"name": name, "target": target, "mean": mean}
             for name, target, mean in zip(tasks, targets, means, strict=True)
         ],
+        **rankers.feature_meta(data),
     ) as folder:
         save_network(network, folder / WEIGHTS_FILE)
         save_curves(folder, history, data.targets["test"][:, 0], scores[:, 0])
@@ -162,7 +166,7 @@ def _report(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
-    return rankers.run(train, tyro.cli(Config, args=argv))
+    return runs.run(train, tyro.cli(Config, args=argv))
 
 
 if __name__ == "__main__":

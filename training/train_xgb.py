@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from handlers.schema import Matrix
 from handlers.tree_inputs import ARCH_VERSION, BOOSTER_FILE, META_FILE, TreeInputs
-from training import rankers
+from training import rankers, runs
 from training.curves import save_curves
 from training.metrics import ranking_report
 from training.tables import metric_table
@@ -79,16 +79,16 @@ def train(config: Config) -> Path:
     Console().print(
         metric_table(reports, f"XGBoost, {booster.num_boosted_rounds()} trees, on the test split")
     )
-    with rankers.writing_artifacts(
+    with runs.writing_artifacts(
         "xgb",
         META_FILE,
         config,
-        data,
-        predict=lambda matrix: probabilities(matrix).tolist(),
-        reports=reports,
         arch_version=ARCH_VERSION,
+        reports=reports,
+        golden=rankers.golden(data, lambda matrix: probabilities(matrix).tolist()),
         label_column=config.label,
         normalized=config.normalize,
+        **rankers.feature_meta(data),
     ) as folder:
         booster.save_model(folder / BOOSTER_FILE)
         inputs.save(folder, data.schema)
@@ -173,7 +173,7 @@ class _ProgressBar(xgb.callback.TrainingCallback):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
-    return rankers.run(train, tyro.cli(Config, args=argv))
+    return runs.run(train, tyro.cli(Config, args=argv))
 
 
 if __name__ == "__main__":

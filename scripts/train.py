@@ -1,0 +1,40 @@
+"""Train models by their names: ``python -m scripts.train [--model deepfm,xgb] [flags]``.
+
+What follows the known flags goes to each training script as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from archive import catalog
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line; returns the exit status, 0 only if every model was trained."""
+    parser = argparse.ArgumentParser(description="Train models, all of them by default.")
+    parser.add_argument("--model", default="", help="names separated by commas")
+    args, flags = parser.parse_known_args(argv)
+    try:
+        names = args.model.split(",") if args.model else catalog.model_names()
+        models = [catalog.get(name) for name in names]
+    except catalog.UnknownModelError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    scripts = dict.fromkeys(tuple(model.training) for model in models)
+    failed = []
+    for script, *own in scripts:
+        command = [sys.executable, "-m", f"training.{script}", *own, *flags]
+        print(f"== {' '.join([script, *own, *flags])}", flush=True)
+        if subprocess.run(command, check=False).returncode != 0:
+            failed.append(" ".join([script, *own]))
+    if failed:
+        print(f"error: failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""What every training run shares: its version, its artifacts, its exit status."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from handlers.schema import VOCABULARIES_FILE
+from training import artifacts
+from training.fit import TrainingError
+from training.sources import DataError
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A training run.
+
+    Attributes:
+        version: Of the artifacts; the UTC time by default.
+        seed: Of the split, the weights and the order of the rows.
+        artifacts_dir: Artifacts go to <artifacts_dir>/<model>/<version>/.
+    """
+
+    version: str = field(default_factory=artifacts.new_version)
+    seed: int = 0
+    artifacts_dir: Path = artifacts.ARTIFACTS
+
+    def folder(self, model: str) -> Path:
+        """Where the artifacts of a model go."""
+        return self.artifacts_dir / model / self.version
+
+
+Config = TypeVar("Config", bound=RunConfig)
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Raw request rows with what the training code predicts for them, as JSON."""
+
+    rows: Sequence[Any]
+    predictions: Sequence[Any]
+
+
+def names(text: str) -> list[str]:
+    """Split a flag's ``a,b,c``."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+@contextmanager
+def writing_artifacts(
+    model: str,
+    meta_file: str,
+    config: RunConfig,
+    *,
+    arch_version: int,
+    reports: Mapping[str, Mapping[str, float]],
+    golden: Golden | Mapping[str, Golden],
+    vocabularies: Mapping[str, Sequence[str]],
+    **meta: Any,
+) -> Iterator[Path]:
+    """Write what packaging needs into ``<artifacts_dir>/<model>/<version>/``.
+
+    The block adds weights and curves to the folder that it is given; metrics, golden rows and the
+    meta file, which lists all others, follow when it ends.
+
+    Args:
+        model: Its name; ``reports[model]`` are its metrics on the test split.
+        meta_file: Name of the meta file that the handler reads.
+        config: Of the run.
+        arch_version: Of the code that can load the weights.
+        reports: Metrics by model, baselines and oracle included.
+        golden: Written to ``golden.json``; or by file name, where one run trains several models.
+        vocabularies: Tokens by category feature.
+        meta: What the meta file holds besides, ``features`` above all.
+    """
+    files = {"golden.json": golden} if isinstance(golden, Golden) else golden
+    with artifacts.writing(model, config.version, config.artifacts_dir) as folder:
+        yield folder
+        artifacts.write_json(folder / "metrics.json", {"test": reports})
+        artifacts.write_json(folder / VOCABULARIES_FILE, vocabularies)
+        for name, value in files.items():
+            artifacts.write_json(folder / name, asdict(value))
+        artifacts.write_meta(
+            folder / meta_file,
+            {
+                "arch_version": arch_version,
+                "model_version": config.version,
+                **meta,
+                "seed": config.seed,
+                "hyperparameters": asdict(config),
+                "metrics": reports[model],
+            },
+        )
+
+
+def run(train: Callable[[Config], Path], config: Config) -> int:
+    """Run a training script: where the artifacts are goes to stdout, a user's mistake to stderr.
+
+    Returns:
+        The exit status.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        artifacts.check_version(config.version)
+        folder = train(config)
+    except (DataError, artifacts.ArtifactError, TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; no artifacts were written", file=sys.stderr)
+        return INTERRUPTED
+    print(f"artifacts: {folder}")
+    return 0
