@@ -27,8 +27,8 @@ from handlers.networks.deepfm import DeepFM
 
 Matrix = npt.NDArray[np.float32]
 
-# Artifact folder of each model, as JSON; bench.serving sets it.
-FOLDERS_VARIABLE = "RECMAR_BENCH_ARTIFACTS"
+# Names a folder with a folder for each model, its archive unpacked.
+MODELS_VARIABLE = "RECMAR_BENCH_MODELS"
 
 
 class Features:
@@ -78,15 +78,12 @@ def load_deepfm(folder: Path) -> Callable[[Matrix], Any]:
 
 
 torch.set_num_threads(1)
-folders = {
-    model: Path(folder) for model, folder in json.loads(os.environ[FOLDERS_VARIABLE]).items()
-}
-load = {"xgb": load_xgb, "deepfm": load_deepfm}
+models = Path(os.environ[MODELS_VARIABLE])
 features = {
-    model: Features(json.loads(next(folder.glob("*_meta.json")).read_text())["features"])
-    for model, folder in folders.items()
+    folder.name: Features(json.loads(next(folder.glob("*_meta.json")).read_text())["features"])
+    for folder in models.iterdir()
 }
-score = {model: load[model](folder) for model, folder in folders.items()}
+score = {"xgb": load_xgb(models / "xgb"), "deepfm": load_deepfm(models / "deepfm")}
 
 app = FastAPI(openapi_url=None)
 

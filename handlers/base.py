@@ -133,10 +133,13 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
 
     def handle(self, data: list[dict[str, Any]], context: Context) -> list[Any]:
         """Answer a batch of requests, one answer each, in order."""
-        if context.get_request_header(0, "describe") == "True":
-            return [self.signature.to_json()]
         start = time.perf_counter()
-        answers, n_rows = self.answer([row.get("body") for row in data])
+        bodies = [row.get("body") for row in data]
+        # GET /models/<name>?customized=true; looked for only where there is no body, since any
+        # caller may send a header of that name.
+        if bodies == [None] and context.get_request_header(0, "describe") == "True":
+            return [orjson.dumps(self.signature.to_json())]
+        answers, n_rows = self.answer(bodies)
         statuses: Counter[int] = Counter()
         for i, (status, _) in enumerate(answers):
             context.set_response_content_type(i, "application/json")
@@ -242,6 +245,7 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
             logger.exception("scoring failed")
             failure = RequestError(500, f"scoring failed: {type(error).__name__}; see the log")
             answers[0] = failure.status, failure.to_json()
+            return answers, 0
         return answers, len(rows)
 
     def _predict(self, rows: list[Any]) -> Predictions:

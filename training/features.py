@@ -77,7 +77,8 @@ def fit_schema(
 
 def _range(values: Column) -> tuple[float, float] | None:
     seen = values[~np.isnan(values)]
-    return (float(seen.min()), float(seen.max())) if len(seen) else None
+    # Through text, so that the JSON says 0.005 and not 0.004999999888241291.
+    return (float(str(seen.min())), float(str(seen.max()))) if len(seen) else None
 
 
 def _category(name: str, tokens: pd.Series) -> Feature:

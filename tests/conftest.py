@@ -1,0 +1,112 @@
+"""What the tests share: every model trained tiny, its archive, one TorchServe that serves all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+import requests
+
+from archive import catalog, package
+from scripts import torchserve
+from scripts.instance import ServeError
+from tests.models import Example, examples, train
+from tests.serving import Server, running_server
+
+
+def lacking(part: str) -> None:
+    """Skip a test for a part that this machine lacks; on CI that is a failure."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(part)
+    pytest.skip(part)
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Example], Path]:
+    """The training data of an example, written once."""
+
+    @cache
+    def write(write_data: Callable[[Path], None]) -> Path:
+        folder = tmp_path_factory.mktemp("data") / "data"
+        write_data(folder)
+        return folder
+
+    return lambda example: write(example.write_data)
+
+
+@pytest.fixture(scope="session")
+def artifact_folder(
+    tmp_path_factory: pytest.TempPathFactory, data_folder: Callable[[Example], Path]
+) -> Callable[[Example], Path]:
+    """The artifact folder of an example, trained once; models of one training run share it."""
+    root = tmp_path_factory.mktemp("artifacts")
+
+    def make(example: Example) -> Path:
+        folder = root / catalog.get(example.model).artifacts / example.version
+        if not folder.exists():
+            places = ["--data-path", str(data_folder(example)), "--artifacts-dir", str(root)]
+            flags = [*example.arguments, *places, "--version", example.version]
+            assert train(example.model, *flags) == 0
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def archive_file(
+    tmp_path_factory: pytest.TempPathFactory, artifact_folder: Callable[[Example], Path]
+) -> Callable[[Example], Path]:
+    """The .mar of an example, packaged once."""
+    root = tmp_path_factory.mktemp("archives")
+
+    @cache
+    def pack(example: Example) -> Path:
+        artifacts, store = artifact_folder(example).parents[1], root / example.version
+        arguments = ["--model", example.model, "--version", example.version]
+        places = ["--artifacts-dir", str(artifacts), "--store", str(store)]
+        assert package.main([*arguments, *places]) == 0
+        return store / f"{example.model}.mar"
+
+    return pack
+
+
+@pytest.fixture(scope="session")
+def server(
+    tmp_path_factory: pytest.TempPathFactory, archive_file: Callable[[Example], Path]
+) -> Iterator[Server]:
+    """TorchServe with all examples, each under its own version."""
+    try:
+        torchserve.java()
+    except ServeError as error:
+        lacking(str(error))
+    store = tmp_path_factory.mktemp("model-store")
+    others = []
+    for example in examples():
+        mar = store / f"{example.model}.mar"
+        if mar.exists():
+            mar = store / f"{example}.mar"
+            others.append(mar)
+        mar.write_bytes(archive_file(example).read_bytes())
+    with running_server(store, ENABLED_MODELS=",".join(catalog.model_names())) as running:
+        for mar in others:
+            register(running, mar).raise_for_status()
+        yield running
+
+
+def register(server: Server, mar: Path) -> requests.Response:
+    """Load an archive of the server's model store into it, with one worker."""
+    return requests.post(
+        f"{server.management_url}/models",
+        params={"url": mar.name, "initial_workers": "1", "synchronous": "true"},
+        timeout=60,
+    )
+
+
+@pytest.fixture(params=examples(), ids=str)
+def example(request: pytest.FixtureRequest) -> Example:
+    """Each example of each model in turn."""
+    found: Example = request.param
+    return found
