@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # `make train-all archive serve` means in this order
-.PHONY: help setup data train train-all archive describe serve stop status test lint format bench quality clean
+.PHONY: help setup data train train-all archive describe index serve stop status test lint format bench quality clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -14,7 +14,8 @@ MODEL ?=
 VERSION ?=
 ARGS ?=
 # What `make serve` reads from its environment.
-export ENABLED_MODELS TOKEN_AUTH INFERENCE_HOST INFERENCE_PORT MANAGEMENT_PORT METRICS_PORT MODEL_STORE LOG_LOCATION
+export ENABLED_MODELS TOKEN_AUTH INFERENCE_HOST INFERENCE_PORT MANAGEMENT_PORT METRICS_PORT MODEL_STORE LOG_LOCATION \
+	SIDECAR_PORT SIDECAR_HOST SIDECAR_TIMEOUT_S INDEX_URI RELOAD_API_KEY
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,12 +31,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP_INSTALL) .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP_INSTALL) '.[dev]'
-	@touch $@
-
-$(VENV)/.installed-bench: $(VENV)/.installed
-	$(PIP_INSTALL) '.[bench]'
+# The extras of pyproject.toml: dev, index.
+$(VENV)/.installed-%: $(VENV)/.installed
+	$(PIP_INSTALL) '.[$*]'
 	@touch $@
 
 train: $(VENV)/.installed ## Train one model: make train MODEL=deepfm [VERSION=v1] [ARGS='--epochs 5']
@@ -52,7 +50,10 @@ describe: $(VENV)/.installed ## Print an archive's signature, metrics and conten
 	@test -n "$(MODEL)" || { echo "error: which model? make describe MODEL=deepfm"; exit 2; }
 	@$(PY) -m archive.describe --model $(MODEL)
 
-serve: $(VENV)/.installed ## Serve the archives on :8080 [ENABLED_MODELS=xgb,deepfm] [TOKEN_AUTH=1]
+index: $(VENV)/.installed-index ## Write item vectors to Milvus [MODEL=two_tower] [ARGS='--uri http://host:19530']
+	$(PY) -m scripts.index_items $(if $(MODEL),--model $(MODEL)) $(if $(VERSION),--version $(VERSION)) $(ARGS)
+
+serve: $(VENV)/.installed ## Serve the archives on :8080, the sidecar on :8090 [ENABLED_MODELS=xgb,deepfm] [TOKEN_AUTH=1]
 	@$(PY) -m scripts.serve
 
 stop: $(VENV)/.installed ## Stop `make serve` from another terminal
@@ -74,7 +75,7 @@ format: $(VENV)/.installed-dev ## Let ruff mend what it can
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-bench: $(VENV)/.installed-bench ## Measure requests/s and latency beside the alternatives
+bench: $(VENV)/.installed ## Measure requests/s and latency beside the alternatives
 	$(PY) -m bench.serving $(ARGS)
 
 quality: $(VENV)/.installed ## Print every model's metrics beside baseline, bar and oracle [DATA=folder]

@@ -17,6 +17,19 @@ class UnknownModelError(ValueError):
 
 
 @dataclass(frozen=True)
+class Index:
+    """Where a model's item vectors go.
+
+    Attributes:
+        collection: Its name for those who search it, an alias of the newest one.
+        metric: ``IP`` or ``COSINE``.
+    """
+
+    collection: str
+    metric: str
+
+
+@dataclass(frozen=True)
 class Model:
     """A model that can be packaged and served.
 
@@ -24,7 +37,7 @@ class Model:
         name: Its folder under ``archive/``, its ``.mar`` and its name in URLs.
         config: TorchServe's settings; the section ``handler`` is ours: beside what handlers read,
             ``artifacts``, ``golden``, ``handler`` and ``training`` for a model that shares
-            another's training run, handler or training script.
+            another's training run, handler or training script, and ``index``.
     """
 
     name: str
@@ -55,6 +68,12 @@ class Model:
         """The handler's source."""
         stem = self.handler_config.get("handler", f"{self.artifacts}_handler")
         return ROOT / "handlers" / f"{stem}.py"
+
+    @property
+    def index(self) -> Index | None:
+        """The collection that the item vectors of its training run are looked up in."""
+        index = self.handler_config.get("index")
+        return Index(**index) if index else None
 
     @property
     def training(self) -> list[str]:

@@ -35,10 +35,12 @@ from handlers.signature import (
     sha256,
     verify_archive,
 )
-from training import artifacts
+from training import artifacts, item_vectors
 
 MODEL_STORE = Path("model-store")
 SAMPLE_FILE = "sample_request.json"
+# Endings of what training writes for others than the handler.
+NOT_SHIPPED = (".png", GOLDEN_FILE, item_vectors.VECTORS_FILE, item_vectors.IDS_FILE)
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold
 
 
@@ -127,7 +129,7 @@ def _stage(model: catalog.Model, folder: Path, handler: Any, stage: Path) -> Non
         ignore=shutil.ignore_patterns("__pycache__"),
     )
     for path in folder.iterdir():
-        if path.suffix != ".png" and not path.name.endswith(GOLDEN_FILE):
+        if not path.name.endswith(NOT_SHIPPED):
             shutil.copy(path, stage)
     shutil.copy(folder / model.golden_file, stage / GOLDEN_FILE)
     golden = json.loads((stage / GOLDEN_FILE).read_text())
@@ -144,6 +146,8 @@ def _stage(model: catalog.Model, folder: Path, handler: Any, stage: Path) -> Non
         output=_output(golden["predictions"][0]),
         libraries=handler.meta["libraries"],
         files=dict(sorted(files.items())),
+        space_id=handler.meta.get("space_id"),
+        collection=model.index.collection if model.index else None,
     )
     artifacts.write_json(stage / SIGNATURE_FILE, signature.to_json())
 

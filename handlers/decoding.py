@@ -24,6 +24,7 @@ _WORDS = {
     "float | null": "a number",
     "int | float | str | null": "a string or a number",
     "object | array": "an object or an array",
+    "object | null": "an object",
     "object": f"an object like {EXAMPLE}",
 }
 
@@ -105,7 +106,7 @@ class RequestDecoder:
             got = _value_at(body, path)
         except (LookupError, ValueError, TypeError, RecursionError):
             # Say, a key that comes twice with different values: the message does without.
-            return f"{self._named(path)}: {what}"
+            return f"{self._named(path) or 'body'}: {what}"
         if what == "Number out of range":
             expected, shown = "a number within float64", _clipped(str(got))
         elif (match := _EXPECTED.match(what)) and match["length"]:

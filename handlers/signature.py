@@ -17,7 +17,16 @@ from handlers.errors import ArchiveError
 SIGNATURE_FILE = "signature.json"
 GOLDEN_FILE = "golden.json"
 GOLDEN_TOLERANCE = 1e-5
-LIBRARIES = ("torch", "numpy", "xgboost", "msgspec", "orjson", "torchserve")
+LIBRARIES = (
+    "torch",
+    "numpy",
+    "xgboost",
+    "gensim",
+    "faiss-cpu",
+    "msgspec",
+    "orjson",
+    "torchserve",
+)
 
 MANIFEST_FILE = "MAR-INF/MANIFEST.json"
 
@@ -34,6 +43,8 @@ class Signature:
         output: What one row of ``predictions`` is.
         libraries: Versions that the archive was made with.
         files: sha256 of every other file of the archive, by path.
+        space_id: Of an embedding model: vectors of the same space can be compared.
+        collection: Of an embedding model: where the items of its space are looked up.
     """
 
     model_name: str
@@ -43,6 +54,8 @@ class Signature:
     output: dict[str, Any]
     libraries: dict[str, str]
     files: dict[str, str]
+    space_id: str | None = None
+    collection: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As written to the archive."""

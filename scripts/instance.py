@@ -33,8 +33,10 @@ class Settings:
         inference_port: Also tells the instances of a machine apart.
         management_port: On loopback always: who reaches it can run code.
         metrics_port: On loopback always.
+        sidecar_host: Loopback unless set, as inference_host.
+        sidecar_port: Where the sidecar's routes answer.
         token_auth: 1 asks callers for a bearer token.
-        log_location: Folder of the log.
+        log_location: Folder of the logs.
     """
 
     enabled_models: tuple[str, ...]
@@ -43,6 +45,8 @@ class Settings:
     inference_port: int
     management_port: int
     metrics_port: int
+    sidecar_host: str
+    sidecar_port: int
     token_auth: bool
     log_location: Path
 
@@ -64,12 +68,14 @@ class Settings:
             inference_port=_port(env, "INFERENCE_PORT", 8080),
             management_port=_port(env, "MANAGEMENT_PORT", 8081),
             metrics_port=_port(env, "METRICS_PORT", 8082),
+            sidecar_host=env.get("SIDECAR_HOST") or "127.0.0.1",
+            sidecar_port=_port(env, "SIDECAR_PORT", 8090),
             token_auth=token_auth == "1",
             log_location=Path(env.get("LOG_LOCATION") or "logs"),
         )
         if len({port for _, _, port in settings.addresses}) < len(settings.addresses):
             told = ", ".join(f"{name}={port}" for name, _, port in settings.addresses)
-            raise ServeError(f"{told}: expected three different ports")
+            raise ServeError(f"{told}: expected four different ports")
         return settings
 
     @property
@@ -79,18 +85,28 @@ class Settings:
             ("INFERENCE_PORT", self.inference_host, self.inference_port),
             ("MANAGEMENT_PORT", "127.0.0.1", self.management_port),
             ("METRICS_PORT", "127.0.0.1", self.metrics_port),
+            ("SIDECAR_PORT", self.sidecar_host, self.sidecar_port),
         ]
 
     @property
     def inference_url(self) -> str:
         """Where callers on this machine reach the models."""
-        host = "127.0.0.1" if self.inference_host == "0.0.0.0" else self.inference_host
-        return f"http://{host}:{self.inference_port}"
+        return _url(self.inference_host, self.inference_port)
 
     @property
     def management_url(self) -> str:
         """Where the management API answers."""
         return f"http://127.0.0.1:{self.management_port}"
+
+    @property
+    def sidecar_url(self) -> str:
+        """Where callers on this machine reach the sidecar."""
+        return _url(self.sidecar_host, self.sidecar_port)
+
+    @property
+    def key_file(self) -> Path:
+        """Where TorchServe writes its tokens when they are on."""
+        return self.run_folder / "key_file.json"
 
     @property
     def run_folder(self) -> Path:
@@ -101,6 +117,15 @@ class Settings:
     def log(self) -> Path:
         """The log of TorchServe and of its workers."""
         return self.log_location.resolve() / f"torchserve-{self.inference_port}.log"
+
+    @property
+    def sidecar_log(self) -> Path:
+        """The log of the sidecar, a JSON object a line."""
+        return self.log_location.resolve() / f"sidecar-{self.sidecar_port}.log"
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
 
 
 def _port(env: Mapping[str, str], name: str, default: int) -> int:
@@ -164,18 +189,27 @@ def claim(folder: Path) -> Iterator[None]:
                 f"{folder}: an instance is running (pid {owner(folder)}); "
                 "run make stop, or choose other ports"
             ) from None
-        for leftover in folder.iterdir():
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            elif leftover.name != "pid":
-                leftover.unlink()
+        _empty(folder)
         pid_file.truncate(0)
         pid_file.write(str(os.getpid()))
         pid_file.flush()
         try:
             yield
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            # The pid file last: while it is locked, nobody else takes the folder.
+            _empty(folder)
+            (folder / "pid").unlink()
+            with suppress(OSError):  # the next instance was quick
+                folder.rmdir()
+
+
+def _empty(folder: Path) -> None:
+    """Remove everything but the pid file."""
+    for leftover in folder.iterdir():
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        elif leftover.name != "pid":
+            leftover.unlink(missing_ok=True)
 
 
 def owner(folder: Path) -> int | None:

@@ -1,4 +1,4 @@
-"""Serve the packaged models with TorchServe.
+"""Serve the packaged models with TorchServe, and the sidecar beside it.
 
 python -m scripts.serve           start in the foreground, until Ctrl-C or SIGTERM
 python -m scripts.serve status    list the models of the running instance
@@ -13,7 +13,6 @@ import argparse
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 import zipfile
@@ -30,15 +29,16 @@ import yaml
 from archive.catalog import model_names
 from handlers.errors import ArchiveError
 from handlers.signature import verify_archive
-from scripts import instance, torchserve
+from scripts import instance, sidecar, torchserve
+from scripts.child import Child, tail
 from scripts.instance import ServeError, Settings
 from scripts.torchserve import Management, ModelVersion
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 40.0
+STATUS_TIMEOUT_S = 10.0
 TRACEBACK_TIMEOUT_S = 6.0
 POLL_INTERVAL_S = 0.2
-LOG_TAIL_LINES = 20
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 CONFIG_FILE = "model-config.yaml"
@@ -114,43 +114,49 @@ def start(settings: Settings) -> int:
     with instance.claim(settings.run_folder):
         archives = read_archives(settings)
         instance.check_ports(settings)
-        process = torchserve.launch(
+        server = torchserve.launch(
             settings, ",".join(f"{archive.name}={archive.name}.mar" for archive in archives)
         )
+        # It imports its libraries while the models load.
+        translator = sidecar.launch(settings, [archive.name for archive in archives])
         try:
             say(f"starting TorchServe, log: {settings.log}")
-            models = wait_until_ready(process, settings, archives)
+            models = wait_until_ready((server, translator), settings, archives)
             print(table(settings, models))
             print(f"\n{example(settings, archives[0])}", flush=True)
-            process.wait()
-            raise ended(process, settings)
+            while True:
+                server.check()
+                translator.check()
+                time.sleep(POLL_INTERVAL_S)
         except KeyboardInterrupt:
             say("stopping: waiting for the requests in flight, Ctrl-C again to stop at once")
             with suppress(KeyboardInterrupt):
+                sidecar.drain(translator)
                 torchserve.drain(Management(settings))
         finally:
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
-            torchserve.terminate(process)
+            sidecar.terminate(translator)
+            torchserve.terminate(server)
     say("stopped")
     return 0
 
 
 def wait_until_ready(
-    process: subprocess.Popen[bytes], settings: Settings, archives: Sequence[Archive]
+    children: Sequence[Child], settings: Settings, archives: Sequence[Archive]
 ) -> list[ModelVersion]:
-    """Wait until every model has its workers, with a line of progress for each.
+    """Wait until every model has its workers, with a line of progress for each, and the sidecar.
 
     Raises:
-        ServeError: If a model fails to load, is not configured as its archive says, or is not
-            READY within START_TIMEOUT_S.
+        ServeError: If a model fails to load, is not configured as its archive says, or something
+            is not READY within START_TIMEOUT_S.
     """
     started = time.monotonic()
     management = Management(settings)
     waiting = {archive.name: archive for archive in archives}
     while True:
-        if process.poll() is not None:
-            raise ended(process, settings)
+        for child in children:
+            child.check()
         for archive in waiting.values():
             check_load(settings, archive)
         models: list[ModelVersion] = []
@@ -160,13 +166,12 @@ def wait_until_ready(
             if model.ready and model.name in waiting:
                 check_config(model, waiting.pop(model.name).config)
                 say(f"{model.name}: {workers(model)} after {time.monotonic() - started:.1f} s")
-        if not waiting:
+        if not waiting and sidecar.healthy(settings):
             return models
         if time.monotonic() - started > START_TIMEOUT_S:
-            raise ServeError(
-                f"{', '.join(waiting)}: not READY after {START_TIMEOUT_S:.0f} s; "
-                f"the log ends with:\n{tail(settings.log)}"
-            )
+            late = ", ".join(waiting) or "sidecar"
+            told = "\n".join(f"{child.log} ends with:\n{tail(child.log)}" for child in children)
+            raise ServeError(f"{late}: not READY after {START_TIMEOUT_S:.0f} s; {told}")
         time.sleep(POLL_INTERVAL_S)
 
 
@@ -212,20 +217,6 @@ def check_config(model: ModelVersion, config: dict[str, Any]) -> None:
         )
 
 
-def ended(process: subprocess.Popen[bytes], settings: Settings) -> ServeError:
-    """The error for a TorchServe that nobody asked to end."""
-    return ServeError(
-        f"TorchServe ended with exit code {process.returncode}; {settings.log} ends with:\n"
-        f"{tail(settings.log)}"
-    )
-
-
-def tail(log: Path) -> str:
-    """The last lines of a log."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return "\n".join(lines[-LOG_TAIL_LINES:])
-
-
 def table(settings: Settings, models: Sequence[ModelVersion]) -> str:
     """The models, their workers and where they answer, as text of at most 80 columns."""
     rows = [("model", "version", "workers", settings.inference_url)]
@@ -233,6 +224,7 @@ def table(settings: Settings, models: Sequence[ModelVersion]) -> str:
         pinned = "" if model.is_default else f"/{model.version}"
         path = f"/predictions/{model.name}{pinned}"
         rows.append((model.name, model.version, workers(model), path))
+    rows.append(("sidecar", "", "", settings.sidecar_url))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
@@ -247,8 +239,7 @@ def example(settings: Settings, archive: Archive) -> str:
     lines = []
     headers = "-H 'Content-Type: application/json'"
     if settings.token_auth:
-        key_file = settings.run_folder / "key_file.json"
-        program = f"import json; print(json.load(open('{key_file}'))['inference']['key'])"
+        program = f"import json; print(json.load(open('{settings.key_file}'))['inference']['key'])"
         lines.append(f'KEY=$(python3 -c "{program}")')
         headers += ' -H "Authorization: Bearer $KEY"'
     url = f"{settings.inference_url}/predictions/{archive.name}"
@@ -268,7 +259,18 @@ def status(settings: Settings) -> int:
         say(f"the instance (pid {pid}) does not answer yet: {error}")
         return 1
     print(table(settings, models))
+    for mismatch in index_mismatches(settings):
+        say(f"warning: {mismatch}")
     return 0 if models and all(model.ready for model in models) else 1
+
+
+def index_mismatches(settings: Settings) -> list[str]:
+    """What the sidecar says of towers that do not match the item index; nothing if it is silent."""
+    try:
+        answer = requests.get(f"{settings.sidecar_url}/health", timeout=STATUS_TIMEOUT_S)
+        return list(answer.json().get("index", []))
+    except (requests.RequestException, ValueError):
+        return []
 
 
 def stop(settings: Settings) -> int:

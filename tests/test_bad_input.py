@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import requests
 
-from archive import catalog
-from tests.models import Example, examples, module
+from tests.models import Example, close, examples, model_names, module, numbers
 from tests.serving import Server
 
 FLUSH_TIMEOUT_S = 10.0
@@ -34,7 +33,7 @@ def check_error(answer: requests.Response, status: int, kind: str, message: str)
     assert message in told["message"]
 
 
-@pytest.mark.parametrize("model", catalog.model_names())
+@pytest.mark.parametrize("model", model_names())
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -42,7 +41,7 @@ def check_error(answer: requests.Response, status: int, kind: str, message: str)
         (b"not JSON", "body: expected JSON"),
         (b'{"data": [{}]', "body: expected JSON"),
         (b'{"data": [\xff]}', "body: expected JSON"),
-        (b"[" * 100_000, "body: expected JSON"),
+        (b"[" * 100_000, "body: Expected `object`, got `array`"),
         (b"{}", 'data: expected it in {"data": [{...}, ...]}, got no such key'),
         (b"[{}]", 'body: expected an object like {"data": [{...}, ...]}, got [{}]'),
         (b"null", "body: expected an object"),
@@ -64,11 +63,11 @@ def test_body_of_the_wrong_shape_is_told_what_was_expected(
     assert len(answer.text) < 300
 
 
-@pytest.mark.parametrize("model", catalog.model_names())
+@pytest.mark.parametrize("model", model_names())
 def test_form_is_told_to_send_the_content_type(server: Server, model: str) -> None:
-    for headers in ({"Content-Type": "application/x-www-form-urlencoded"},):
-        answer = post(server, model, b'{"data": [{}]}', headers)
-        check_error(answer, 400, "InvalidRequest", "send Content-Type: application/json")
+    form = {"Content-Type": "application/x-www-form-urlencoded"}  # what curl -d sends
+    answer = post(server, model, b'{"data": [{}]}', form)
+    check_error(answer, 400, "InvalidRequest", "send Content-Type: application/json")
 
 
 @pytest.mark.parametrize("model", ["xgb", "deepfm", "mmoe"])
@@ -114,31 +113,27 @@ def test_missing_and_null_and_huge_features_are_served_with_the_default(
     answer = post(server, model, b'{"data": [%b]}' % b",".join(bodies))
     assert answer.status_code == 200, answer.text
     first, *others = answer.json()["predictions"]
-    assert others == [first] * 5
+    assert dict(numbers(others)) == close([first] * 5)
 
 
-@pytest.mark.parametrize("model", catalog.model_names())
+@pytest.mark.parametrize("model", model_names())
 def test_more_rows_than_the_limit_get_413(server: Server, model: str) -> None:
     answer = post(server, model, b'{"data": [%b]}' % b",".join([b"{}"] * 10_001))
     check_error(answer, 413, "TooManyRows", "data: expected at most 10000 rows, got 10001")
 
 
-def test_unknown_model_or_version_gets_torchserves_own_404(server: Server) -> None:
-    for path, message in (
-        ("nothing", "Model not found: nothing"),
-        ("xgb/9.9", "Model version: 9.9 does not exist for model: xgb"),
-    ):
-        answer = post(server, path, b'{"data": [{}]}')
-        assert answer.status_code == 404
-        assert answer.json() == {
-            "code": 404,
-            "type": "ModelNotFoundException",
-            "message": message,
-        } or answer.json() == {
-            "code": 404,
-            "type": "ModelVersionNotFoundException",
-            "message": message,
-        }
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("nothing", "ModelNotFoundException"),
+        ("xgb/9.9", "ModelVersionNotFoundException"),
+    ],
+)
+def test_unknown_model_or_version_gets_torchserves_own_404(
+    server: Server, path: str, kind: str
+) -> None:
+    answer = post(server, path, b'{"data": [{}]}')
+    assert (answer.status_code, answer.json()["type"]) == (404, kind)
 
 
 def with_version(version: str) -> list[Example]:
@@ -170,7 +165,7 @@ def test_what_is_unusual_is_counted_by_model_and_feature(server: Server, example
     wanted = Counter(
         {
             f'recmar_feature_{kind}{{model_name="{example.model}",'
-            f'model_version="{example.version}",feature="{feature}",}}': n
+            f'model_version="{example.version}",feature="{feature}"': n
             for (kind, feature), n in expected.items()
         }
     )
@@ -185,12 +180,12 @@ def test_bad_requests_and_latencies_are_counted(server: Server) -> None:
         post(server, "xgb", body)
     wanted = Counter(
         {
-            f'recmar_requests{{{labels},status="200",}}': 2,
-            f'recmar_requests{{{labels},status="400",}}': 1,
-            f"recmar_rows{{{labels},}}": 3,
-            f"recmar_handler_latency_ms_count{{{labels},}}": 3,
-            f'recmar_handler_latency_ms_bucket{{{labels},le="+Inf",}}': 3,
-            f'recmar_handler_latency_ms_bucket{{{labels},le="1000",}}': 3,
+            f'recmar_requests{{{labels},status="200"': 2,
+            f'recmar_requests{{{labels},status="400"': 1,
+            f"recmar_rows{{{labels}": 3,
+            f"recmar_handler_latency_ms_count{{{labels}": 3,
+            f'recmar_handler_latency_ms_bucket{{{labels},le="+Inf"': 3,
+            f'recmar_handler_latency_ms_bucket{{{labels},le="1000"': 3,
         }
     )
     grown = growth(server, before, wanted, labels)
@@ -201,7 +196,7 @@ def test_bad_requests_and_latencies_are_counted(server: Server) -> None:
         if key.startswith("recmar_handler_latency_ms_bucket")
     ]
     assert buckets == sorted(buckets)
-    assert 0 < grown[f"recmar_handler_latency_ms_sum{{{labels},}}"] < 3000
+    assert 0 < grown[f"recmar_handler_latency_ms_sum{{{labels}"] < 3000
 
 
 def bound(item: tuple[str, float]) -> float:
@@ -212,14 +207,9 @@ def bound(item: tuple[str, float]) -> float:
 
 def counters(server: Server) -> Counter[str]:
     """Our own series on the metrics port, by name and labels."""
-    lines = requests.get(f"{server.metrics_url}/metrics", timeout=10).text.splitlines()
-    series = (re.sub(r',?hostname="[^"]*"', "", line) for line in lines)
-    found: Counter[str] = Counter()
-    for line in series:
-        if line.startswith("recmar_"):
-            name, _, value = line.rpartition(" ")
-            found[name] = float(value)  # type: ignore[assignment]
-    return found
+    text = requests.get(f"{server.metrics_url}/metrics", timeout=10).text
+    series = re.findall(r'^(recmar_.*),Hostname="[^"]*",} (.*)$', text, re.MULTILINE)
+    return Counter({name: float(value) for name, value in series})
 
 
 def growth(

@@ -16,9 +16,10 @@ import numpy as np
 import orjson
 import pytest
 
+from archive import catalog
 from handlers.base import CHUNK_ROWS, RecHandler
 from handlers.feature_rows import FeatureRowsHandler
-from tests.models import Example, load_handler, numbers, predict, request
+from tests.models import Example, close, load_handler, model_names, numbers, predict, request
 
 BAD_BODIES = [
     (400, b"not JSON"),
@@ -38,16 +39,15 @@ def handler(example: Example, folder: Path) -> RecHandler:
     return load_handler(example.model, folder)
 
 
-def close(predictions: Any) -> Any:
-    """Equal to predictions at rtol 1e-5, whatever their nesting."""
-    return pytest.approx(dict(numbers(predictions)), rel=1e-5, abs=1e-8)
-
-
 def served(answers: Iterable[tuple[int, bytes]]) -> list[Any]:
     """The predictions of answers, which must all be good."""
     statuses, bodies = zip(*answers, strict=True)
     assert set(statuses) == {200}, bodies
     return [orjson.loads(body)["predictions"] for body in bodies]
+
+
+def test_every_model_brings_its_file() -> None:
+    assert model_names() == catalog.model_names()
 
 
 def test_tiny_training_nears_the_ceiling(example: Example, folder: Path) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -87,11 +88,12 @@ def leftovers(temp_folder: Path) -> list[str]:
 
 
 def processes(temp_folder: Path) -> list[psutil.Process]:
-    """The Java and worker processes of the instances with this TMPDIR."""
+    """The Java, worker and sidecar processes of the instances with this TMPDIR."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if any(f"{temp_folder}/recmar-" in part for part in process.info["cmdline"] or ()):
-            found.append(process)
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # of another user, or gone
+            if process.environ().get("TMPDIR", "").startswith(f"{temp_folder}/recmar-"):
+                found.append(process)
     return found
 
 
@@ -104,6 +106,8 @@ def test_ready_server_prints_its_models_and_a_request_that_works(server: Server)
     assert lines[0].split() == ["model", "version", "workers", server.inference_url]
     assert lines[1].split() == ["first", "1.0", "1/1", "READY", "/predictions/first"]
     assert lines[2].split() == ["second", "2.0", "1/1", "READY", "/predictions/second"]
+    assert lines[3].split() == ["sidecar", server.sidecar_url]
+    assert requests.get(f"{server.sidecar_url}/ping", timeout=10).ok
     assert max(map(len, lines)) <= 80
 
     assert server.process.stdout is not None
@@ -112,14 +116,14 @@ def test_ready_server_prints_its_models_and_a_request_that_works(server: Server)
     assert json.loads(answer) == {"predictions": [0.5]}
 
 
-def test_management_and_metrics_and_grpc_listen_on_the_loopback_only(server: Server) -> None:
+def test_everything_listens_on_the_loopback_only(server: Server) -> None:
     listening = [
         connection.laddr.ip.removeprefix("::ffff:")
         for process in processes(server.temp_folder)
         for connection in process.net_connections("tcp")
         if connection.status == psutil.CONN_LISTEN
     ]
-    assert listening == ["127.0.0.1"] * 5
+    assert listening == ["127.0.0.1"] * 6
 
 
 def test_run_folder_is_private(server: Server) -> None:
@@ -154,6 +158,7 @@ def test_status_lists_versions_and_fails_while_one_is_not_ready(
         ["2.0", "1/1", "READY", "/predictions/first/2.0"],
         ["3.0", "0/1", "READY", "/predictions/first/3.0"],
         ["2.0", "1/1", "READY", "/predictions/second"],
+        [server.sidecar_url],
     ]
 
 
@@ -214,11 +219,11 @@ def test_signal_during_start_leaves_nothing(tmp_path: Path) -> None:
         process.communicate()
 
 
-def test_killed_server_takes_torchserve_along_and_its_folder_is_reused(tmp_path: Path) -> None:
+def test_killed_server_takes_its_children_along_and_its_folder_is_reused(tmp_path: Path) -> None:
     make_archive(tmp_path, "first", HANDLER)
     with running_server(tmp_path) as server:
         stale = processes(server.temp_folder)
-        assert len(stale) == 2  # Java and a worker
+        assert len(stale) == 3  # Java, a worker and the sidecar
         server.process.kill()
         assert psutil.wait_procs(stale, timeout=GONE_TIMEOUT_S)[1] == []
         assert (server.run_folder / "pid").exists()
@@ -230,14 +235,16 @@ def test_killed_server_takes_torchserve_along_and_its_folder_is_reused(tmp_path:
         assert leftovers(server.temp_folder) == []
 
 
-def test_server_fails_when_torchserve_ends_by_itself(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("part", "name"), [("java", "TorchServe"), ("python", "the sidecar")])
+def test_server_fails_when_a_part_ends_by_itself(tmp_path: Path, part: str, name: str) -> None:
     make_archive(tmp_path, "first", HANDLER)
     with running_server(tmp_path) as server:
-        [java] = psutil.Process(server.process.pid).children()
-        java.kill()
+        children = psutil.Process(server.process.pid).children()
+        [victim] = [child for child in children if child.name().startswith(part)]
+        victim.kill()
         assert server.process.wait(timeout=30) == 1
         assert server.process.stderr is not None
-        assert "TorchServe ended with exit code -9" in server.process.stderr.read()
+        assert f"error: {name} ended with exit code -9" in server.process.stderr.read()
         assert leftovers(server.temp_folder) == []
 
 
@@ -347,7 +354,7 @@ def test_old_java_is_refused(tmp_path: Path) -> None:
     ("env", "complaint"),
     [
         ({"INFERENCE_PORT": "http"}, "INFERENCE_PORT=http: expected a port"),
-        ({"METRICS_PORT": "8081"}, "expected three different ports"),
+        ({"METRICS_PORT": "8081"}, "expected four different ports"),
         ({"TOKEN_AUTH": "yes"}, "TOKEN_AUTH=yes: expected 0 or 1"),
     ],
 )

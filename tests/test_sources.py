@@ -101,7 +101,10 @@ def test_missing_cells_become_nan(tmp_path: Path, cell: str) -> None:
         ("price,age,age\n1,2,3\n", "column age is there 2 times"),
         ("price,age\n", "has no rows"),
         ("", "cannot be read: Empty CSV file"),
-        ("price,age\n1,2\n3\n", "cannot be read: CSV parse error: Expected 2 columns, got 1"),
+        (
+            "price,age\n1,2\n3\n",
+            "cannot be read: CSV parse error: Row #3: Expected 2 columns, got 1",
+        ),
     ],
 )
 def test_bad_csv_is_refused_with_its_place(tmp_path: Path, text: str, message: str) -> None:

@@ -11,6 +11,21 @@ from sklearn.metrics import roc_curve
 from training.metrics import Array, auc, calibration_bins
 
 
+def save_loss(folder: Path, history: Mapping[str, Sequence[float]], unit: str = "logloss") -> None:
+    """Write `loss.png`; the same input gives the same bytes.
+
+    Args:
+        folder: Where to write it; must exist.
+        history: By name of the split, train or valid: the loss after each epoch or round.
+        unit: What the loss is.
+    """
+    loss, axes = _plot("Loss", "epoch or round", unit)
+    for name, losses in history.items():
+        axes.plot(range(1, len(losses) + 1), losses, label=name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _save(loss, folder / "loss.png")
+
+
 def save_curves(
     folder: Path, history: Mapping[str, Sequence[float]], labels: Array, probs: Array
 ) -> None:
@@ -22,11 +37,7 @@ def save_curves(
         labels: What happened on the test split, 0 or 1, [B].
         probs: Predicted probabilities on the test split, [B].
     """
-    loss, axes = _plot("Loss", "epoch or round", "logloss")
-    for name, losses in history.items():
-        axes.plot(range(1, len(losses) + 1), losses, label=name)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _save(loss, folder / "loss.png")
+    save_loss(folder, history)
 
     roc, axes = _plot("ROC", "false positive rate", "true positive rate")
     false_positives, true_positives, _ = roc_curve(labels, probs)

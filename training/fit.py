@@ -81,8 +81,41 @@ def fit(
     """
     matrix, targets = train
     network.inputs.fit(matrix)
+
+    def step(index: Tensor) -> Tensor:
+        batch = hide_some(matrix[index], network.inputs.categories)
+        return loss(network(batch), targets[index])
+
+    def validate() -> Tensor:
+        return loss(predict(network, valid[0]), valid[1])
+
+    return fit_steps(network, len(matrix), step, validate, config)
+
+
+def fit_steps(
+    network: nn.Module,
+    n_rows: int,
+    step: Callable[[Tensor], Tensor],
+    validate: Callable[[], Tensor],
+    config: FitConfig,
+) -> dict[str, list[float]]:
+    """Train a network in place by the loss of batches of row numbers; :func:`fit` for the rest.
+
+    Args:
+        network: In training mode when ``step`` is called.
+        n_rows: Rows of the training split.
+        step: Loss of some of them, given their numbers, int64 [B] -> float32 [].
+        validate: Loss on the split that selects the epoch, float32 []; runs without gradients.
+        config: How to train.
+
+    Returns:
+        Loss after each epoch, by ``train`` and ``valid``.
+
+    Raises:
+        TrainingError: If the loss is not finite.
+    """
     optimizer = torch.optim.AdamW(_parameter_groups(network, config), lr=config.lr, fused=True)
-    n_batches = -(-len(matrix) // config.batch_size)
+    n_batches = -(-n_rows // config.batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.lr, total_steps=config.epochs * n_batches
     )
@@ -90,14 +123,13 @@ def fit(
     best, best_weights = float("inf"), copy.deepcopy(network.state_dict())
     loop_s = 0.0
     with tqdm(
-        total=config.epochs * len(matrix), unit="row", unit_scale=True, disable=None, leave=False
+        total=config.epochs * n_rows, unit="row", unit_scale=True, disable=None, leave=False
     ) as bar:
         for epoch in range(1, config.epochs + 1):
             network.train()
             started, total = time.perf_counter(), torch.zeros(())
-            for index in torch.split(torch.randperm(len(matrix)), config.batch_size):
-                batch = _hide_some(matrix[index], network.inputs.categories)
-                value = loss(network(batch), targets[index])
+            for index in torch.split(torch.randperm(n_rows), config.batch_size):
+                value = step(index)
                 optimizer.zero_grad()
                 value.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -105,8 +137,9 @@ def fit(
                 total += value.detach() * len(index)
                 bar.update(len(index))
             loop_s += time.perf_counter() - started
-            history["train"].append(float(total) / len(matrix))
-            history["valid"].append(float(loss(predict(network, valid[0]), valid[1])))
+            history["train"].append(float(total) / n_rows)
+            with torch.inference_mode():
+                history["valid"].append(float(validate()))
             if not math.isfinite(history["valid"][-1]):
                 raise TrainingError(f"epoch {epoch}: the loss is not finite; try a lower --lr")
             bar.set_description(f"epoch {epoch}, valid loss {history['valid'][-1]:.4f}")
@@ -120,7 +153,7 @@ def fit(
         "best of %d epochs: %d; %.0f rows/s in the training loop",
         epoch,
         history["valid"].index(best) + 1,
-        epoch * len(matrix) / loop_s,
+        epoch * n_rows / loop_s,
     )
     return history
 
@@ -150,8 +183,9 @@ def _parameter_groups(network: nn.Module, config: FitConfig) -> list[dict[str, o
     ]
 
 
-def _hide_some(batch: Tensor, categories: list[int]) -> Tensor:
+def hide_some(batch: Tensor, categories: list[int], share: float = OOV_SHARE) -> Tensor:
+    """Make some categories of a batch out of vocabulary, in place, float32 [B, C]."""
     if categories:
-        hidden = torch.rand(len(batch), len(categories)) < OOV_SHARE
+        hidden = torch.rand(len(batch), len(categories)) < share
         batch[:, categories] = batch[:, categories].masked_fill(hidden, float(OOV_INDEX))
     return batch

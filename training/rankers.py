@@ -91,7 +91,8 @@ def load(config: RankerConfig, targets: Sequence[str]) -> Dataset:
 
     Args:
         config: Names the data and its columns.
-        targets: Columns to predict: those with only 0 and 1 are labels, others amounts.
+        targets: Columns to predict. The first one is a label, as are others with only 0 and 1; the
+            rest are amounts.
 
     Raises:
         DataError: If the data cannot be trained on; says where and why.
@@ -116,7 +117,7 @@ def load(config: RankerConfig, targets: Sequence[str]) -> Dataset:
         seed=config.seed,
         time_column=config.time_column or None,
     )
-    amounts = [t for t in targets if not splits.train[t].isin((0, 1)).all()]
+    amounts = [t for t in targets[1:] if not splits.train[t].isin((0, 1)).all()]
     check_labels(splits, [t for t in targets if t not in amounts], amounts)
     schema = fit_schema(splits.train, features, categorical)
     return Dataset(
@@ -188,11 +189,13 @@ def baselines(data: Dataset, seed: int, task: int = 0) -> dict[str, dict[str, fl
     }
 
 
-def add_gain(reports: Mapping[str, dict[str, float]], metric: str = "auc") -> None:
+def add_gain(
+    reports: Mapping[str, dict[str, float]], metric: str = "auc", chance: float = 0.5
+) -> None:
     """Add to each report how far it is on the way from chance to the oracle, if there is one."""
     if "oracle" in reports:
         for report in reports.values():
-            report["gain"] = (report[metric] - 0.5) / (reports["oracle"][metric] - 0.5)
+            report["gain"] = (report[metric] - chance) / (reports["oracle"][metric] - chance)
 
 
 def feature_meta(data: Dataset) -> dict[str, Any]:

@@ -21,6 +21,8 @@ import pyarrow.parquet
 SPLIT_NAMES = ("train", "valid", "test")
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 
+# With several threads, an error does not say in which row it is.
+_ONE_THREAD = pyarrow.csv.ReadOptions(use_threads=False)
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -49,11 +51,12 @@ def read_table(
         path: A .csv, .csv.gz or .parquet file.
         numeric: Columns to read as numbers.
         categorical: Columns to read as tokens; 196, 196.0 and "196" are all the token "196".
-        optional: Numeric columns that are left out when the file does not have them.
+        optional: Columns, numeric unless they are among the categorical ones, that are left out
+            when the file does not have them.
 
     Returns:
-        The columns in the order named, float64 the numeric and optional ones, `str` the categorical
-        ones; a missing cell is NaN in both.
+        The columns in the order named, float64 the numeric ones, `str` the categorical ones; a
+        missing cell is NaN in both.
 
     Raises:
         DataError: The file is absent, unreadable or empty, lacks a column, or has a numeric cell
@@ -65,8 +68,8 @@ def read_table(
         raise DataError(f"{path}: expected a file ending in {', '.join(SUFFIXES)}")
     try:
         available = _column_names(path)
-        numbers = [*numeric, *(name for name in optional if name in available)]
-        wanted = list(dict.fromkeys([*numbers, *categorical]))
+        named = dict.fromkeys([*numeric, *optional, *categorical])
+        wanted = [name for name in named if name in available or name not in optional]
         _check_columns(path, wanted, available)
         columns = _read_columns(path, wanted)
     except (pa.ArrowException, OSError) as error:
@@ -117,10 +120,34 @@ def load_splits(
     if time_column is None:
         table = table.sample(frac=1, random_state=seed)
     else:
-        table = table.iloc[_time_order(data_path, time_column)]
+        table = table.iloc[time_order(data_path, time_column)]
     table = table.reset_index(drop=True)
     first_valid, first_test = len(table) * 8 // 10, len(table) * 9 // 10
     return Splits(table[:first_valid], table[first_valid:first_test], table[first_test:])
+
+
+def time_order(path: Path, name: str) -> npt.NDArray[np.intp]:
+    """The rows of a file from the oldest to the latest, equal ones in the file's order.
+
+    Args:
+        path: As for `read_table`.
+        name: Column of numbers or ISO dates.
+
+    Returns:
+        Row numbers, [rows].
+
+    Raises:
+        DataError: A cell of the column is neither.
+    """
+    values = read_table(path, (), (name,))[name]
+    times, expected = pd.to_numeric(values, errors="coerce"), "a number, as in the first row"
+    if np.isnan(times[0]):
+        times = pd.to_datetime(values, format="ISO8601", errors="coerce", utc=True)
+        expected = "an ISO 8601 date"
+    if times.hasnans:
+        index = int(times.isna().argmax())
+        raise DataError(f'{_cell(path, index, name)}: expected {expected}, got "{values[index]}"')
+    return np.argsort(times.to_numpy(), kind="stable")
 
 
 def check_labels(splits: Splits, binary: Sequence[str], nonnegative: Sequence[str] = ()) -> None:
@@ -181,7 +208,7 @@ def _split_file(folder: Path, split: str) -> Path:
 def _column_names(path: Path) -> list[str]:
     if path.suffix == ".parquet":
         return list(pyarrow.parquet.read_schema(path).names)
-    with pyarrow.csv.open_csv(path) as reader:
+    with pyarrow.csv.open_csv(path, read_options=_ONE_THREAD) as reader:
         return list(reader.schema.names)
 
 
@@ -207,6 +234,7 @@ def _read_columns(path: Path, names: Sequence[str]) -> "dict[str, pd.Series[Any]
         # As text: the reader's own conversion would not say in which row a bad number stands.
         table = pyarrow.csv.read_csv(
             path,
+            read_options=_ONE_THREAD,
             parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(
                 include_columns=names,
@@ -240,18 +268,6 @@ def _tokens(column: "pd.Series[Any]") -> "pd.Series[str]":
     if text.dropna().str.fullmatch(r"-?\d+\.0").all():
         return text.str.removesuffix(".0")
     return text
-
-
-def _time_order(path: Path, name: str) -> npt.NDArray[np.intp]:
-    values = read_table(path, (), (name,))[name]
-    times, expected = pd.to_numeric(values, errors="coerce"), "a number, as in the first row"
-    if np.isnan(times[0]):
-        times = pd.to_datetime(values, format="ISO8601", errors="coerce", utc=True)
-        expected = "an ISO 8601 date"
-    if times.hasnans:
-        index = int(times.isna().argmax())
-        raise DataError(f'{_cell(path, index, name)}: expected {expected}, got "{values[index]}"')
-    return np.argsort(times.to_numpy(), kind="stable")
 
 
 def _cell(path: Path, index: int, name: str) -> str:

@@ -6,7 +6,8 @@ trained model is printed beside. The truth goes to files of its own and never in
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -110,14 +111,21 @@ def generate_impressions(folder: Path, rows: Mapping[str, int] = IMPRESSION_ROWS
     """
     if folder.exists():
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".generating-") as scratch:
-        finished = Path(scratch) / folder.name
-        finished.mkdir()
+    with writing_folder(folder) as finished:
         for split, n in rows.items():
             inputs, truth = impressions(n, _SEEDS[split])
             inputs.to_csv(finished / f"{split}.csv", index=False)
             truth.to_parquet(finished / f"{split}_truth.parquet", index=False)
+
+
+@contextmanager
+def writing_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write a world to, moved to its place when the block ends well."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".generating-") as scratch:
+        finished = Path(scratch) / folder.name
+        finished.mkdir()
+        yield finished
         try:
             finished.rename(folder)
         except OSError:

@@ -1,5 +1,6 @@
 """Torch modules that training and serving share, one model a file."""
 
+import io
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +17,14 @@ def save_network(network: nn.Module, path: Path) -> None:
         network: Its ``config`` is a dictionary of the arguments that build it again.
         path: A ``.pt`` file.
     """
-    torch.save({"model_state_dict": network.state_dict(), "config": network.config}, path)
+    path.write_bytes(network_bytes(network))
+
+
+def network_bytes(network: nn.Module) -> bytes:
+    """The content of a file that :func:`load_network` reads, as :func:`save_network` writes it."""
+    buffer = io.BytesIO()
+    torch.save({"model_state_dict": network.state_dict(), "config": network.config}, buffer)
+    return buffer.getvalue()
 
 
 def load_network(network_class: type[Network], path: Path, device: torch.device) -> Network:

@@ -1,0 +1,90 @@
+"""Load on one URL, by wrk where it is installed, else by pywrkr from PyPI."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+WRK_SCRIPT = Path(__file__).with_name("post.lua")
+
+
+class LoadError(RuntimeError):
+    """A load generator failed; the message is its own."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a load generator saw.
+
+    Attributes:
+        requests_per_s: Answered, whatever their status.
+        latency_p50_ms: Of all answers.
+        latency_p99_ms: Of all answers.
+        errors: Answers of status 400 or above, and requests without one.
+    """
+
+    requests_per_s: float
+    latency_p50_ms: float
+    latency_p99_ms: float
+    errors: int
+
+
+def generator() -> str:
+    """The load generator to be used, with a warning where it distorts."""
+    if shutil.which("wrk"):
+        return "wrk"
+    return "pywrkr, which is slower than the services: install wrk to see how fast they are"
+
+
+def load(url: str, body: Path, connections: int, seconds: int) -> Load:
+    """Post a body again and again, on each connection as soon as the last answer is there.
+
+    Args:
+        url: Where to.
+        body: File with the JSON to post.
+        connections: Open at the same time.
+        seconds: Duration.
+
+    Raises:
+        LoadError: If nothing came back.
+    """
+    return (_wrk if shutil.which("wrk") else _pywrkr)(url, body, connections, seconds)
+
+
+def _wrk(url: str, body: Path, connections: int, seconds: int) -> Load:
+    options = ["--threads=1", f"--connections={connections}", f"--duration={seconds}s"]
+    output = _run(["wrk", *options, f"--script={WRK_SCRIPT}", url, "--", str(body)])
+    return Load(**json.loads(output.splitlines()[-1]))
+
+
+def _pywrkr(url: str, body: Path, connections: int, seconds: int) -> Load:
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        _run(
+            [
+                *(str(Path(sys.executable).with_name("pywrkr")), url),
+                *("--connections", str(connections), "--duration", str(seconds)),
+                *("--method", "POST", "--header", "Content-Type: application/json"),
+                *("--body", body.read_text(), "--json", file.name),
+            ]
+        )
+        report: dict[str, Any] = json.load(file)
+    refused = sum(n for status, n in report["status_codes"].items() if int(status) >= 400)
+    return Load(
+        report["requests_per_sec"],
+        report["percentiles"]["p50"] * 1e3,
+        report["percentiles"]["p99"] * 1e3,
+        report["total_errors"] + refused,
+    )
+
+
+def _run(command: list[str]) -> str:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise LoadError(f"{' '.join(command[:2])}: {result.stderr.strip() or result.stdout}")
+    return result.stdout

@@ -1,0 +1,149 @@
+"""What `bench.serving` measures: our TorchServe, one with default settings, and FastAPI."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import requests
+
+from bench.fastapi_service import MODELS_VARIABLE
+from handlers.signature import SIGNATURE_FILE, sha256
+from scripts.instance import Settings
+from scripts.torchserve import Management, java
+from tests.serving import ROOT, Server, free_ports, instance_env, make_archive, running_server
+
+CONFIG_FILE = "model-config.yaml"
+START_TIMEOUT_S = 60.0
+POLL_INTERVAL_S = 0.1
+
+DO_NOTHING = "do_nothing"
+DO_NOTHING_HANDLER = """
+import logging
+
+class Handler:
+    def initialize(self, context):
+        logging.getLogger().setLevel(logging.WARNING)
+
+    def handle(self, data, context):
+        return [b'{"predictions":[0.5]}'] * len(data)
+"""
+
+
+class ServiceError(RuntimeError):
+    """A service did not come up."""
+
+
+@contextmanager
+def our_torchserve(archives: Mapping[str, Path], scratch: Path) -> Iterator[Server]:
+    """Our archives and, with the settings of the first one, a handler that does nothing."""
+    store = scratch / "our-store"
+    store.mkdir()
+    for mar in archives.values():
+        shutil.copy(mar, store)
+    first = next(iter(archives.values()))
+    with zipfile.ZipFile(first) as archive:
+        config = archive.read(CONFIG_FILE).decode()
+    make_archive(store, DO_NOTHING, DO_NOTHING_HANDLER, config=config)
+    with running_server(store) as server:
+        yield server
+
+
+@contextmanager
+def default_torchserve(mar: Path, scratch: Path) -> Iterator[str]:
+    """TorchServe as it comes, over an archive stripped of its settings; yields the base URL."""
+    store = scratch / "default-store"
+    store.mkdir()
+    with zipfile.ZipFile(mar) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    files[CONFIG_FILE] = b"handler: {}\n"
+    signature = json.loads(files[SIGNATURE_FILE])
+    signature["files"][CONFIG_FILE] = sha256(files[CONFIG_FILE])
+    files[SIGNATURE_FILE] = json.dumps(signature).encode()
+    with zipfile.ZipFile(store / mar.name, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+
+    with instance_env(store) as env:
+        settings = Settings.from_env(env)
+        config = scratch / "default.properties"
+        config.write_text(
+            f"inference_address={settings.inference_url}\n"
+            f"management_address={settings.management_url}\n"
+            f"metrics_address=http://127.0.0.1:{settings.metrics_port}\n"
+            "grpc_inference_port=0\ngrpc_management_port=0\n"
+        )
+        process = subprocess.Popen(
+            [
+                *(Path(sys.executable).with_name("torchserve"), "--start", "--foreground"),
+                *("--ncs", "--disable-token-auth", "--ts-config", config),
+                *("--model-store", store, "--models", f"{mar.stem}={mar.name}"),
+            ],
+            cwd=env["TMPDIR"],
+            env={**env, "JAVA_HOME": str(java().parents[1]), "TEMP": env["TMPDIR"]},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            management = Management(settings)
+            _wait_until(lambda: all(model.ready for model in management.models()), process)
+            yield settings.inference_url
+        finally:
+            _kill(process)
+
+
+@contextmanager
+def fastapi(archives: Mapping[str, Path], scratch: Path) -> Iterator[str]:
+    """The FastAPI service over the files of the archives; yields the base URL."""
+    models = scratch / "fastapi"
+    for name, mar in archives.items():
+        with zipfile.ZipFile(mar) as archive:
+            archive.extractall(models / name)
+    [port] = free_ports(1)
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "uvicorn", "bench.fastapi_service:create_app", "--factory"),
+            *("--workers", "2", "--port", str(port)),
+            *("--loop", "uvloop", "--http", "httptools"),
+            *("--no-access-log", "--log-level", "warning"),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", MODELS_VARIABLE: str(models)},
+        start_new_session=True,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait_until(lambda: requests.get(url, timeout=5).status_code == 404, process)
+        yield url
+    finally:
+        _kill(process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process and the workers in its group."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            if ready():
+                return
+        except (requests.RequestException, LookupError):
+            pass  # it does not listen yet, or a model is not registered yet
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise ServiceError(f"{process.args!r} did not come up in {START_TIMEOUT_S:.0f} s")
+        time.sleep(POLL_INTERVAL_S)

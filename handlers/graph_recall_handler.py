@@ -1,0 +1,77 @@
+"""Serves the nearest nodes of a node2vec embedding."""
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+import numpy as np
+
+from handlers.base import RecHandler
+from handlers.neighbours import (
+    ARCH_VERSION,
+    DEFAULT_TOP_K,
+    MAX_TOP_K,
+    META_FILE,
+    Neighbours,
+)
+from handlers.schema import VOCABULARIES_FILE, Token, canonical_token
+
+
+class GraphRecallHandler(RecHandler):
+    """Answers a node with those that are nearest to it."""
+
+    meta_file: ClassVar[str] = META_FILE
+    arch_version: ClassVar[int] = ARCH_VERSION
+
+    def load_model(self, model_dir: Path) -> None:
+        """Read the nodes' ids and vectors."""
+        self.feature_names = ("user_id", "top_k")
+        vocabularies = json.loads((model_dir / VOCABULARIES_FILE).read_text())
+        self.node_ids: list[str] = vocabularies["user_id"]
+        self.nodes = {node_id: node for node, node_id in enumerate(self.node_ids)}
+        self.neighbours = Neighbours.load(model_dir, int(self.config.get("threads", 1)))
+
+    def row_type(self, forbid_unknown: bool) -> Any:
+        """An object with ``user_id`` and ``top_k``."""
+        return msgspec.defstruct(
+            "Row",
+            [("user_id", Token | None, None), ("top_k", float | None, None)],
+            forbid_unknown_fields=forbid_unknown,
+        )
+
+    def describe_features(self) -> list[dict[str, Any]]:
+        """The number of nodes, and the default and range of ``top_k``."""
+        features: list[dict[str, Any]] = self.meta["features"]
+        return features
+
+    def predict(self, rows: list[Any]) -> list[Any]:
+        """``{"item_ids": [K], "scores": [K]}`` for each row, best first; empty if unknown."""
+        answers: list[Any] = [{"item_ids": [], "scores": []} for _ in rows]
+        nodes = [self._node(row.user_id) for row in rows]
+        top_k = [self._top_k(row.top_k) for row in rows]
+        known = [i for i, node in enumerate(nodes) if node is not None]
+        found = self.neighbours.nearest(
+            np.array([nodes[i] for i in known], dtype=np.int64), [top_k[i] for i in known]
+        )
+        for i, (nearest, scores) in zip(known, found, strict=True):
+            answers[i] = {"item_ids": [self.node_ids[node] for node in nearest], "scores": scores}
+        return answers
+
+    def _node(self, user_id: Token | None) -> int | None:
+        if user_id is None:
+            self.counts.missing[0] += 1
+            return None
+        node = self.nodes.get(canonical_token(user_id))
+        if node is None:
+            self.counts.out_of_vocabulary[0] += 1
+        return node
+
+    def _top_k(self, top_k: float | None) -> int:
+        if top_k is None:
+            self.counts.missing[1] += 1
+            return DEFAULT_TOP_K
+        clamped = min(max(top_k, 1), MAX_TOP_K)
+        if clamped != top_k:
+            self.counts.out_of_range[1] += 1
+        return int(clamped)

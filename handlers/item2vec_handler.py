@@ -1,0 +1,61 @@
+"""Serves item2vec and word2vec."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+import numpy as np
+
+from handlers.base import RecHandler
+from handlers.networks.item2vec import (
+    ARCH_VERSION,
+    META_FILE,
+    ROW_KEYS,
+    VECTORS_FILES,
+    TokenVectors,
+    Vectors,
+    words,
+)
+from handlers.schema import Feature, FeatureSchema, Token
+
+
+class Item2VecHandler(RecHandler):
+    """Answers with the mean of the vectors of a sequence's, or a text's, known tokens."""
+
+    meta_file: ClassVar[str] = META_FILE
+    arch_version: ClassVar[int] = ARCH_VERSION
+    flat_single: ClassVar[bool] = True
+
+    def load_model(self, model_dir: Path) -> None:
+        """Load the vectors."""
+        mode = self.meta["mode"]
+        self.key = ROW_KEYS[mode]
+        self.vectors = TokenVectors.load(model_dir / VECTORS_FILES[mode])
+        feature = Feature(self.key, kind="category", vocabulary=self.vectors.tokens)
+        self.schema = FeatureSchema([feature])
+        self.feature_names = self.schema.names
+
+    def row_type(self, forbid_unknown: bool) -> Any:
+        """An object with a ``sequence`` of tokens, or with a ``text``."""
+        value: Any = str if self.key == "text" else list[Token | None]
+        return msgspec.defstruct(
+            "Row", [(self.key, value | None, None)], forbid_unknown_fields=forbid_unknown
+        )
+
+    def describe_features(self) -> list[dict[str, Any]]:
+        """The size of the vocabulary."""
+        return self.schema.to_json()
+
+    def predict(self, rows: list[Any]) -> Vectors:
+        """Mean vectors, float32 [B, D]."""
+        sequences = [self._tokens(getattr(row, self.key)) for row in rows]
+        flat = [token for sequence in sequences for token in sequence]
+        column = self.schema.matrix(self.schema.raw_columns({self.key: flat}), self.counts)
+        ends = np.cumsum([len(sequence) for sequence in sequences])
+        return self.vectors.means(np.split(column[:, 0].astype(np.int64), ends[:-1]))
+
+    def _tokens(self, value: Any) -> list[Any]:
+        if value is None:
+            self.counts.missing[0] += 1
+            return []
+        return words(value) if self.key == "text" else value

@@ -1,0 +1,36 @@
+"""Serves one tower of the two-tower model."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from handlers.feature_rows import FeatureRowsHandler, Scores
+from handlers.networks import load_network
+from handlers.networks.two_tower import ARCH_VERSION, META_FILE, WEIGHTS_FILE, TwoTower
+from handlers.schema import Matrix
+
+
+class TwoTowerHandler(FeatureRowsHandler):
+    """Embeds users, or items where the config says ``tower: item``."""
+
+    meta_file: ClassVar[str] = META_FILE
+    arch_version: ClassVar[int] = ARCH_VERSION
+    flat_single: ClassVar[bool] = True
+
+    @property
+    def features_meta(self) -> list[dict[str, Any]]:
+        """The features of the tower."""
+        features: list[dict[str, Any]] = self.meta[f"{self.config['tower']}_features"]
+        return features
+
+    def load_weights(self, model_dir: Path) -> None:
+        """Load the tower."""
+        network = load_network(TwoTower, model_dir / WEIGHTS_FILE, self.device)
+        self.tower = {"user": network.user, "item": network.item}[self.config["tower"]]
+
+    @torch.inference_mode()
+    def score(self, matrix: Matrix) -> Scores:
+        """Vectors of length 1, float32 [B, D]."""
+        vectors: Scores = self.tower(torch.from_numpy(matrix).to(self.device)).cpu().numpy()
+        return vectors

@@ -1,0 +1,76 @@
+"""Processes that an instance is made of."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.instance import ServeError
+
+LOG_TAIL_LINES = 20
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Child:
+    """A process that ends with this one.
+
+    Attributes:
+        name: In words.
+        process: Leader of a group of its own.
+        log: Takes its output.
+    """
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @classmethod
+    def start(
+        cls,
+        name: str,
+        command: Sequence[str | Path],
+        log: Path,
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+    ) -> Child:
+        """Start it; the log of the run before is kept beside the new one."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        if log.exists():
+            log.replace(log.with_suffix(".previous.log"))
+        libc = ctypes.CDLL(None)
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C would reset connections before they are drained
+                preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
+            )
+        return cls(name, process, log)
+
+    def check(self) -> None:
+        """See whether it still runs.
+
+        Raises:
+            ServeError: If it ended, which nobody asked it to.
+        """
+        if self.process.poll() is not None:
+            raise ServeError(
+                f"{self.name} ended with exit code {self.process.returncode}; "
+                f"{self.log} ends with:\n{tail(self.log)}"
+            )
+
+
+def tail(log: Path) -> str:
+    """The last lines of a log."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return "\n".join(lines[-LOG_TAIL_LINES:])

@@ -1,0 +1,61 @@
+"""The sidecar's process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import requests
+
+from scripts.child import Child
+from scripts.instance import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+REQUEST_TIMEOUT_S = 5.0
+DRAIN_TIMEOUT_S = 12.0  # it gives requests in flight 10
+
+
+def launch(settings: Settings, models: Sequence[str]) -> Child:
+    """Start the sidecar of an instance.
+
+    Args:
+        settings: Of the instance.
+        models: Those that it serves.
+    """
+    environment = os.environ | {
+        "SIDECAR_HOST": settings.sidecar_host,
+        "SIDECAR_PORT": str(settings.sidecar_port),
+        "SIDECAR_INFERENCE_URL": settings.inference_url,
+        "SIDECAR_MANAGEMENT_URL": settings.management_url,
+        "SIDECAR_KEY_FILE": str(settings.key_file) if settings.token_auth else "",
+        "SIDECAR_MODEL_STORE": str(settings.model_store.resolve()),
+        "SIDECAR_MODELS": ",".join(models),
+        "TMPDIR": str(settings.run_folder),
+    }
+    command = [sys.executable, "-m", "sidecar.app"]
+    return Child.start("the sidecar", command, settings.sidecar_log, cwd=ROOT, env=environment)
+
+
+def healthy(settings: Settings) -> bool:
+    """Whether the sidecar answers and can reach TorchServe."""
+    with suppress(requests.RequestException), requests.Session() as session:
+        session.trust_env = False  # no proxy on the way to the loopback
+        return session.get(f"{settings.sidecar_url}/ping", timeout=REQUEST_TIMEOUT_S).ok
+    return False
+
+
+def drain(sidecar: Child) -> None:
+    """Let the sidecar finish the requests in flight and end."""
+    sidecar.process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        sidecar.process.wait(DRAIN_TIMEOUT_S)
+
+
+def terminate(sidecar: Child) -> None:
+    """End the sidecar at once."""
+    sidecar.process.kill()
+    sidecar.process.wait()

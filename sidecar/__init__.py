@@ -1,0 +1,1 @@
+"""The routes that the Go services call, translated to TorchServe's predictions and back."""

@@ -1,0 +1,139 @@
+"""What an operator sees of the requests: a log line of JSON and Prometheus series for each."""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import orjson
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+REQUEST_ID = "X-Request-ID"
+# A prediction takes 1 to 10 ms; the callers' time-outs are below 10 s.
+LATENCY_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+
+logger = logging.getLogger(__name__)
+
+
+class JsonFormatter(logging.Formatter):
+    """A log record as one line of JSON, with the fields that came as ``extra={"fields": ...}``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC),
+            "level": record.levelname,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=str).decode()
+
+
+LOG_CONFIG = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"json": {"()": JsonFormatter}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+    "root": {"level": "INFO", "handlers": ["stderr"]},
+}
+
+
+class Metrics:
+    """The series of one sidecar.
+
+    Attributes:
+        registry: Holds them.
+        requests: Answered, by route and status.
+        latency_s: By route.
+        reloads: By model and outcome.
+        ready_workers: By model and version.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "sidecar_requests", "Requests answered", ["route", "status"], registry=self.registry
+        )
+        self.latency_s = Histogram(
+            "sidecar_latency_seconds",
+            "Time until the answer",
+            ["route"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.reloads = Counter(
+            "sidecar_reloads",
+            "Models that a reload looked at",
+            ["model", "outcome"],
+            registry=self.registry,
+        )
+        self.ready_workers = Gauge(
+            "sidecar_model_ready_workers",
+            "READY workers of each version that TorchServe has loaded",
+            ["model", "version", "default"],
+            registry=self.registry,
+        )
+
+    def request_counts(self) -> dict[str, dict[str, int]]:
+        """Number of requests by route and status."""
+        counts: dict[str, dict[str, int]] = {}
+        for series in self.requests.collect():
+            for sample in series.samples:
+                if sample.name.endswith("_total"):
+                    statuses = counts.setdefault(sample.labels["route"], {})
+                    statuses[sample.labels["status"]] = int(sample.value)
+        return counts
+
+
+class Telemetry:
+    """ASGI middleware: gives each request its id, counts it and logs it.
+
+    Args:
+        app: What answers.
+        metrics: Where it counts.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        request_id = Headers(scope=scope).get(REQUEST_ID) or uuid4().hex
+        status = 500  # what the server answers when the app raises
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            latency_s = time.perf_counter() - start
+            # Not the path: a series for each path that somebody makes up would fill the memory.
+            route = getattr(scope.get("route"), "path", "unknown")
+            self._metrics.requests.labels(route, status).inc()
+            self._metrics.latency_s.labels(route).observe(latency_s)
+            fields = {
+                "request_id": request_id,
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": status,
+                "latency_ms": round(latency_s * 1e3, 2),
+            }
+            if detail := scope.get("state", {}).get("detail"):
+                fields["detail"] = detail
+            logger.info("request", extra={"fields": fields})

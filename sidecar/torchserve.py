@@ -1,0 +1,256 @@
+"""Client of TorchServe's predictions and of its management API."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import aiohttp
+import orjson
+
+from sidecar.settings import Settings
+
+OK = 200
+NOT_FOUND = 404
+# More callers than these wait for a connection instead of filling TorchServe's queues.
+MAX_CONNECTIONS = 256
+# The types of error by which our handlers tell a caller what is wrong with the request.
+CALLERS_FAULT = ("InvalidRequest", "TooManyRows")
+
+
+class TorchServeError(Exception):
+    """TorchServe did not do what it was asked.
+
+    Args:
+        status: The HTTP status that the sidecar's caller gets.
+        message: Says why.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A registered version of a model.
+
+    Attributes:
+        version: As in the URL.
+        workers: State of each worker.
+        pids: Process of each worker by the worker's id; -1 until it runs.
+        min_workers: Workers that it should have.
+        pending_requests: Requests in its queue, without those at the workers.
+    """
+
+    version: str
+    workers: tuple[str, ...]
+    pids: Mapping[str, int]
+    min_workers: int
+    pending_requests: int
+
+    @property
+    def ready_workers(self) -> int:
+        """Workers that have loaded the model."""
+        return self.workers.count("READY")
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has all its workers."""
+        return self.ready_workers >= max(self.min_workers, 1)
+
+    def __str__(self) -> str:
+        """Its workers in words: ``1/2 READY, 1 UNLOADING``."""
+        others = Counter(state for state in self.workers if state != "READY")
+        states = [f"{self.ready_workers}/{self.min_workers} READY"]
+        return ", ".join(states + [f"{n} {state}" for state, n in others.items()])
+
+
+class TorchServe:
+    """TorchServe over pooled connections; an async context manager.
+
+    Args:
+        settings: Say where it is.
+    """
+
+    _session: aiohttp.ClientSession
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    async def __aenter__(self) -> Self:
+        """Open the pool, in the event loop that uses it."""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=self._settings.timeout_s),
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the pool."""
+        await self._session.close()
+
+    # Inference
+
+    async def predict(self, model: str, rows: list[Any]) -> list[Any]:
+        """The predictions of a model's default version.
+
+        Raises:
+            TorchServeError: 400 or 413 with the model's own message about the rows; 503 if the
+                model cannot be asked; 504 if it takes too long.
+        """
+        try:
+            body = orjson.dumps({"data": rows})
+        except orjson.JSONEncodeError as error:  # it parsed, so only its depth can be wrong
+            raise TorchServeError(400, f"body: expected less nesting, got: {error}") from error
+        status, answer = await self.send(model, body)
+        if status == OK:
+            predictions: list[Any] = orjson.loads(answer)["predictions"]
+            return predictions
+        kind, message = _reason(answer)
+        if kind in CALLERS_FAULT:
+            raise TorchServeError(status, message)
+        raise TorchServeError(503, f"{model}: TorchServe answered {status}: {message}")
+
+    async def send(self, model: str, body: bytes, version: str | None = None) -> tuple[int, bytes]:
+        """Send a body to a model as it is.
+
+        Args:
+            model: Its name.
+            body: JSON.
+            version: None for the default one.
+
+        Returns:
+            TorchServe's status and body.
+
+        Raises:
+            TorchServeError: If there is no answer.
+        """
+        path = f"/predictions/{model}" if version is None else f"/predictions/{model}/{version}"
+        return await self._call("POST", self._settings.inference_url + path, "inference", body)
+
+    # Management
+
+    async def default_version(self, model: str) -> ModelVersion | None:
+        """The version that answers when the URL names none; None if the model is not loaded."""
+        versions = await self._describe(f"/models/{model}")
+        return versions[0] if versions else None
+
+    async def versions(self, model: str) -> list[ModelVersion]:
+        """Every version of a model, the default one first; none if it is not loaded."""
+        default, versions = await asyncio.gather(
+            self.default_version(model), self._describe(f"/models/{model}/all")
+        )
+        return sorted(versions, key=lambda v: default is None or v.version != default.version)
+
+    async def version(self, model: str, version: str) -> ModelVersion | None:
+        """One version of a model; None if it is not loaded."""
+        versions = await self._describe(f"/models/{model}/{version}")
+        return versions[0] if versions else None
+
+    async def signature(self, model: str) -> dict[str, Any]:
+        """What a default version's archive says of itself; empty if the model is not loaded."""
+        url = f"{self._settings.management_url}/models/{model}?customized=true"
+        status, answer = await self._call("GET", url, "management")
+        told = orjson.loads(answer)[0] if status == OK else {}
+        signature: dict[str, Any] = told.get("customizedMetadata") or {}
+        return signature
+
+    async def register(self, archive: str) -> None:
+        """Begin to load an archive of the model store, with the workers that it asks for.
+
+        Raises:
+            TorchServeError: If TorchServe refuses.
+        """
+        await self._manage("POST", f"/models?url={archive}&synchronous=false")
+
+    async def set_default(self, model: str, version: str) -> None:
+        """Let a version answer when the URL names none.
+
+        Raises:
+            TorchServeError: If TorchServe refuses.
+        """
+        await self._manage("PUT", f"/models/{model}/{version}/set-default")
+
+    async def unregister(self, model: str, version: str) -> None:
+        """Remove a version at once: requests in flight are never answered.
+
+        Raises:
+            TorchServeError: If TorchServe refuses.
+        """
+        await self._manage("DELETE", f"/models/{model}/{version}")
+
+    async def _describe(self, path: str) -> list[ModelVersion]:
+        url = self._settings.management_url + path
+        status, answer = await self._call("GET", url, "management")
+        if status == NOT_FOUND:
+            return []
+        if status != OK:
+            raise TorchServeError(503, f"{url}: TorchServe answered {status}: {_reason(answer)[1]}")
+        return [_model_version(told) for told in orjson.loads(answer)]
+
+    async def _manage(self, method: str, path: str) -> None:
+        url = self._settings.management_url + path
+        status, answer = await self._call(method, url, "management")
+        if status >= 400:
+            message = f"{method} {url}: TorchServe answered {status}: {_reason(answer)[1]}"
+            raise TorchServeError(503, message)
+
+    async def _call(
+        self,
+        method: str,
+        url: str,
+        key: Literal["inference", "management"],
+        body: bytes | None = None,
+    ) -> tuple[int, bytes]:
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        if self._settings.key_file is not None:
+            headers["Authorization"] = f"Bearer {_token(self._settings.key_file, key)}"
+        try:
+            async with self._session.request(method, url, data=body, headers=headers) as response:
+                return response.status, await response.read()
+        except TimeoutError as error:
+            expected = f"expected an answer within {self._settings.timeout_s:g} s"
+            raise TorchServeError(504, f"{url}: {expected}, got none") from error
+        except aiohttp.ClientError as error:
+            raise TorchServeError(503, f"{url}: TorchServe is unreachable: {error}") from error
+
+
+def _token(key_file: Path, key: str) -> str:
+    """Read each time: a TorchServe that was started again has other keys."""
+    try:
+        return str(orjson.loads(key_file.read_bytes())[key]["key"])
+    except (OSError, ValueError, LookupError) as error:
+        raise TorchServeError(
+            503, f"{key_file}: expected TorchServe's tokens, got: {error!r}; is it running?"
+        ) from error
+
+
+def _reason(answer: bytes) -> tuple[str, str]:
+    """Type and message of an error body."""
+    try:
+        told = orjson.loads(answer)
+        return str(told["type"]), str(told["message"])
+    except (ValueError, LookupError, TypeError):
+        return "", answer.decode(errors="replace")
+
+
+def _model_version(told: dict[str, Any]) -> ModelVersion:
+    return ModelVersion(
+        version=told["modelVersion"],
+        workers=tuple(worker["status"] for worker in told["workers"]),
+        pids={worker["id"]: worker["pid"] for worker in told["workers"]},
+        min_workers=told["minWorkers"],
+        pending_requests=told["jobQueueStatus"]["pendingRequests"],
+    )

@@ -1,0 +1,3 @@
+module recmar/client
+
+go 1.21

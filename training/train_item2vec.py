@@ -1,0 +1,310 @@
+"""Train item2vec or word2vec: ``python -m training.train_item2vec --mode item2vec``."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import numpy as np
+import pandas as pd
+import tyro
+from gensim.models import Word2Vec
+from gensim.models.callbacks import CallbackAny2Vec
+from rich.console import Console
+from tqdm import tqdm
+
+from handlers.networks.item2vec import (
+    ARCH_VERSION,
+    META_FILE,
+    ROW_KEYS,
+    VECTORS_FILES,
+    TokenVectors,
+    Vectors,
+    words,
+)
+from handlers.schema import FIRST_TOKEN_INDEX, Feature, FeatureSchema
+from training import runs, sequences
+from training.rankers import GOLDEN_ROWS, UNKNOWN_TOKEN
+from training.retrieval import Scores
+from training.sequences import Holdout, Scorer, Sequences
+from training.sources import DataError, data_sha256
+from training.tables import metric_table
+from training.worlds_sequences import (
+    CORPUS_FILE,
+    SEQUENCES_FILE,
+    TOKENS_TRUTH_FILE,
+    generate_corpus,
+    generate_sequences,
+)
+
+_ITEM = re.compile(r"""[^\s,\[\]"']+""")
+# Gensim silently drops what comes after so many tokens of a sequence.
+_MAX_SEQUENCE = 10_000
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Mode:
+    """What tells one mode from the other.
+
+    Attributes:
+        folder: Of the default data.
+        file: Of it.
+        generate: Writes the folder.
+        user_col: Of the default data.
+        sequence_col: Of the default data.
+        split: A cell that holds a whole sequence -> its tokens.
+        ns_exponent: Negatives are drawn by the frequency to this power: .75 for words (Mikolov et
+            al.), less for items (Caselles-Dupre et al., 2018, arXiv:1804.04212).
+    """
+
+    folder: Path
+    file: str
+    generate: Callable[[Path], None]
+    user_col: str
+    sequence_col: str
+    split: Callable[[str], list[str]]
+    ns_exponent: float
+
+
+MODES = {
+    "item2vec": Mode(
+        folder=Path("data/sequences"),
+        file=SEQUENCES_FILE,
+        generate=generate_sequences,
+        user_col="user_id",
+        sequence_col="item_id",
+        split=_ITEM.findall,
+        ns_exponent=0.5,
+    ),
+    "word2vec": Mode(
+        folder=Path("data/corpus"),
+        file=CORPUS_FILE,
+        generate=generate_corpus,
+        user_col="",
+        sequence_col="text",
+        split=words,
+        ns_exponent=0.75,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Config(runs.RunConfig):
+    """Train a vector for each item of users' sequences, or for each word of texts.
+
+    Attributes:
+        mode: What the tokens are.
+        data_path: CSV or Parquet file, or a folder with interactions.csv or texts.csv; when left
+            out, a synthetic world is generated into data/sequences or data/corpus.
+        out: Also write the vectors to this .json file, for the Go services.
+        dim: Width of a vector.
+        epochs: Passes over the data.
+        window: A token's neighbours are at most so many steps away.
+        min_count: Tokens that come less often get no vector.
+        negative: Tokens drawn as negatives for each neighbour.
+        sample: Tokens with a larger share of the data than this are partly left out.
+        user_col: Column of the user: its rows in order make a sequence, one token a row, or all in
+            one row. Empty: each row is a sequence. By default user_id for items, empty for words.
+        sequence_col: Column of the tokens; where one row holds several, spaces or commas separate
+            them. By default item_id for items, text for words.
+        time_column: Column to sort the rows by; their order in the file by default.
+        exclude_history: Rank without a sequence's own tokens, where nobody takes an item twice.
+        gen: Generate the default data where there is none.
+    """
+
+    mode: Literal["item2vec", "word2vec"] = "item2vec"
+    data_path: Annotated[Path | None, tyro.conf.arg(aliases=("--data",))] = None
+    out: Path | None = None
+    dim: int = 64
+    epochs: int = 6
+    window: int = 10
+    min_count: int = 2
+    negative: int = 10
+    sample: float = 1e-3
+    user_col: str | None = None
+    sequence_col: str | None = None
+    time_column: str = ""
+    exclude_history: bool = False
+    gen: bool = True
+
+
+def train(config: Config) -> Path:
+    """Train, report and write the artifacts; returns their folder."""
+    mode = MODES[config.mode]
+    path = config.data_path or _default_data(mode, config.gen)
+    if path.is_dir():
+        path = path / mode.file
+    data = load(path, config)
+    vectors, out_vectors = fit(data, config)
+
+    scorer = next_token_scorer(vectors, out_vectors, config.window)
+    is_world = config.data_path is None
+    world = mode.folder if is_world and config.mode == "item2vec" else None
+    reports = sequences.reports(config.mode, scorer, data, config.exclude_history, world)
+    if is_world:
+        purity, chance = same_cluster(vectors, mode.folder / TOKENS_TRUTH_FILE)
+        reports[config.mode]["same_cluster_at_10"] = purity
+        reports["chance"] = {"same_cluster_at_10": chance}
+    Console().print(metric_table(reports, f"{config.mode}: the last token of each sequence"))
+
+    with runs.writing_artifacts(
+        config.mode,
+        META_FILE,
+        config,
+        arch_version=ARCH_VERSION,
+        reports=reports,
+        golden=golden(data, vectors, config.mode),
+        vocabularies={},
+        mode=config.mode,
+        features=row_schema(config.mode, data.vocabulary).to_json(),
+        data_sha256=data_sha256(path),
+    ) as folder:
+        vectors.save(folder / VECTORS_FILES[config.mode])
+        np.save(folder / f"{config.mode}_out_vectors.npy", out_vectors)
+        if config.out is not None:
+            config.out.parent.mkdir(parents=True, exist_ok=True)
+            vectors.save(config.out)
+            print(f"vectors: {config.out}")
+    return config.folder(config.mode)
+
+
+def load(path: Path, config: Config) -> Sequences:
+    """Read the sequences, and hold the last token of each out."""
+    mode = MODES[config.mode]
+    user_col = mode.user_col if config.user_col is None else config.user_col
+    sequence_col = config.sequence_col or mode.sequence_col
+    table = sequences.read_log(
+        path, [sequence_col, *([user_col] if user_col else [])], config.time_column
+    )
+    users = table[user_col] if user_col else table.index.to_series()
+    tokens = table[sequence_col]
+    if users.is_unique:
+        cells = [mode.split(cell) if isinstance(cell, str) else [] for cell in tokens]
+        tokens = pd.Series(cells, index=table.index).explode()
+        users = users[tokens.index]
+    return sequences.encode(users, tokens, min_count=config.min_count)
+
+
+def fit(data: Sequences, config: Config) -> tuple[TokenVectors, Vectors]:
+    """Train the vectors.
+
+    Returns:
+        The IN vectors, alike for tokens that replace each other, and the OUT vectors float32
+        [N, D], alike to the IN vectors of tokens that come before them.
+    """
+    names = np.array(["", UNKNOWN_TOKEN, *data.vocabulary], dtype=object)
+    sentences = [
+        names[part[part >= FIRST_TOKEN_INDEX]].tolist()
+        for items in data.train
+        for part in np.split(items, range(_MAX_SEQUENCE, len(items), _MAX_SEQUENCE))
+    ]
+    logging.getLogger("gensim").setLevel(logging.WARNING)
+    with tqdm(total=config.epochs, unit="epoch", disable=None, leave=False) as bar:
+        model = Word2Vec(
+            sentences,
+            vector_size=config.dim,
+            window=config.window,
+            min_count=1,
+            sg=1,
+            negative=config.negative,
+            ns_exponent=MODES[config.mode].ns_exponent,
+            sample=config.sample,
+            epochs=config.epochs,
+            seed=config.seed,
+            workers=1,  # more would share the vectors without locks: never the same twice
+            callbacks=[_Progress(bar)],
+        )
+    order = [model.wv.key_to_index[token] for token in data.vocabulary]
+    return TokenVectors(data.vocabulary, model.wv.vectors[order]), model.syn1neg[order]
+
+
+class _Progress(CallbackAny2Vec):  # type: ignore[misc]
+    def __init__(self, bar: tqdm[NoReturn]) -> None:
+        self.bar = bar
+
+    def on_epoch_end(self, model: Word2Vec) -> None:
+        self.bar.update()
+
+
+def next_token_scorer(vectors: TokenVectors, out_vectors: Vectors, window: int) -> Scorer:
+    """Score what comes next: mean IN vector of the last ``window`` tokens times OUT vectors."""
+
+    def score(holdout: Holdout) -> Scores:
+        recent = vectors.means([history[-window:] for history in holdout.histories])
+        scores: Scores = recent @ out_vectors.T
+        return scores
+
+    return score
+
+
+def same_cluster(vectors: TokenVectors, truth: Path) -> tuple[float, float]:
+    """How many of a token's 10 nearest neighbours by cosine are of its own true cluster.
+
+    Args:
+        vectors: Of all tokens; those that the truth does not know, such as stop words, are only
+            neighbours, and never right.
+        truth: Parquet file with ``token`` and ``cluster``.
+
+    Returns:
+        Their share, and the share among neighbours drawn at random.
+    """
+    known = pd.read_parquet(truth).set_index("token")["cluster"]
+    clusters = known.reindex(list(vectors.tokens), fill_value=-1).to_numpy()
+    unit = vectors.vectors / np.linalg.norm(vectors.vectors, axis=1, keepdims=True)
+    cosines = unit @ unit.T
+    np.fill_diagonal(cosines, -np.inf)
+    nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :10]  # [N, 10]
+    is_known, same = clusters >= 0, clusters[:, None] == clusters
+    share = np.take_along_axis(same, nearest, axis=1)[is_known].mean()
+    chance = (same[is_known].sum(axis=1) - 1).mean() / (len(clusters) - 1)
+    return float(share), float(chance)
+
+
+def golden(data: Sequences, vectors: TokenVectors, mode: str) -> runs.Golden:
+    """Rows as callers send them, with the mean vectors of their known tokens."""
+    key, names = ROW_KEYS[mode], ["", UNKNOWN_TOKEN, *data.vocabulary]
+    sequences = [[names[i] for i in items[-20:]] for items in data.train[: GOLDEN_ROWS - 3]]
+    sequences += [[], [UNKNOWN_TOKEN]]
+    rows: list[dict[str, Any]] = [
+        {key: " ".join(tokens) if key == "text" else tokens} for tokens in sequences
+    ]
+    rows.append({})
+    by_token = dict(zip(vectors.tokens, vectors.vectors, strict=True))
+    zeros = np.zeros(vectors.vectors.shape[1])
+    predictions = []
+    for row in rows:
+        tokens = words(row.get(key, "")) if key == "text" else row.get(key, [])
+        known = [by_token[token] for token in tokens if token in by_token]
+        predictions.append(np.mean(known, axis=0) if known else zeros)
+    return runs.Golden(rows, np.array(predictions, dtype=np.float64).tolist())
+
+
+def row_schema(mode: str, vocabulary: Sequence[str]) -> FeatureSchema:
+    """The tokens as the one feature of a row."""
+    return FeatureSchema([Feature(ROW_KEYS[mode], kind="category", vocabulary=tuple(vocabulary))])
+
+
+def _default_data(mode: Mode, generate: bool) -> Path:
+    if generate:
+        if not mode.folder.exists():
+            logger.info("no --data: generating a synthetic world in %s", mode.folder)
+        mode.generate(mode.folder)
+    elif not mode.folder.exists():
+        raise DataError(f"{mode.folder}: no such folder; name a file with --data, or leave --gen")
+    return mode.folder
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line; returns the exit status."""
+    return runs.run(train, tyro.cli(Config, args=argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""Train the two-tower model: ``python -m training.train_two_tower``.
+
+One run makes three archives: two_tower and user_tower embed users, item_tower embeds items.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from handlers.networks import network_bytes
+from handlers.networks.two_tower import ARCH_VERSION, META_FILE, WEIGHTS_FILE, TwoTower
+from handlers.schema import FeatureSchema
+from training import choices, runs
+from training.choices import Choices
+from training.curves import save_loss
+from training.fit import FitConfig, fit_steps, hide_some, predict, seed_everything
+from training.item_vectors import save_item_vectors, space_id
+from training.rankers import golden_matrix
+from training.runs import Golden
+from training.tables import metric_table
+
+# Validation choices whose logits for the whole catalogue are in memory at once.
+VALID_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Config(choices.ChoicesConfig, FitConfig):
+    """Train two towers to find the items that a user chooses.
+
+    Attributes:
+        embed_dim: Width of the vectors that the towers end in.
+        user_layers: Widths of the user tower's hidden layers.
+        item_layers: Widths of the item tower's hidden layers.
+        feature_dim: Width of the embedding of one input.
+        extra_negatives: Items drawn evenly from the catalogue for each batch, beside its own.
+        log_q: Take the log of how often an item is a candidate off its logit; without it popular
+            items are pushed down for being drawn often.
+        id_dropout: Share of item ids that training hides, so that the tower can do without for
+            items that are new.
+    """
+
+    embed_dim: int = 64
+    user_layers: tuple[int, ...] = (128, 64)
+    item_layers: tuple[int, ...] = (128, 64)
+    feature_dim: int = 16
+    extra_negatives: int = 256
+    log_q: bool = True
+    id_dropout: float = 0.1
+    epochs: int = 12
+    batch_size: int = 256
+    lr: float = 1e-2
+    embedding_decay: float = 0.1
+    patience: int = 5
+
+
+def train(config: Config) -> Path:
+    """Train, report and write the artifacts; returns their folder."""
+    data = choices.load(config)
+    seed_everything(config.seed)
+    network = TwoTower(
+        user_dim=data.user_schema.n_columns,
+        item_dim=data.item_schema.n_columns,
+        user_layers=config.user_layers,
+        item_layers=config.item_layers,
+        embed_dim=config.embed_dim,
+        feature_dim=config.feature_dim,
+        user_cardinalities=data.user_schema.cardinalities,
+        item_cardinalities=data.item_schema.cardinalities,
+    )
+    history = fit(network, data, config)
+
+    vectors = predict(network.item, torch.from_numpy(data.items))
+    users = predict(network.user, torch.from_numpy(data.test.users))
+    reports = choices.reports("two_tower", lambda rows: (users[rows] @ vectors.T).numpy(), data)
+    Console().print(metric_table(reports, "Two towers on the test split"))
+    weights = network_bytes(network)
+    user_features, item_features = data.user_schema.to_json(), data.item_schema.to_json()
+    vocabularies = data.user_schema.vocabularies() | data.item_schema.vocabularies()
+    with runs.writing_artifacts(
+        "two_tower",
+        META_FILE,
+        config,
+        arch_version=ARCH_VERSION,
+        reports=reports,
+        golden={
+            "user_golden.json": _golden(data.golden_users, data.user_schema, network.user),
+            "item_golden.json": _golden(data.golden_items, data.item_schema, network.item),
+        },
+        vocabularies=vocabularies,
+        user_cols=list(data.user_schema.names),
+        item_cols=list(data.item_schema.names),
+        embed_dim=config.embed_dim,
+        user_features=user_features,
+        item_features=item_features,
+        space_id=space_id(weights, [user_features, item_features, vocabularies]),
+        label_column=config.label,
+        data_sha256=data.sha256,
+    ) as folder:
+        (folder / WEIGHTS_FILE).write_bytes(weights)
+        save_item_vectors(folder, data.item_ids, vectors.numpy())
+        save_loss(folder, history, "cross-entropy")
+    return config.folder("two_tower")
+
+
+def fit(network: TwoTower, data: Choices, config: Config) -> dict[str, list[float]]:
+    """Train by a softmax over the items of the batch, some of the catalogue, and a rejected one.
+
+    Returns:
+        Loss after each epoch, by ``train`` and ``valid``; the latter over the whole catalogue.
+    """
+    catalogue, n_known = torch.from_numpy(data.items), data.n_known
+    users, chosen = torch.from_numpy(data.train.users), torch.from_numpy(data.train.items)
+    # The last place is for users who rejected nothing.
+    rejected = torch.cat([torch.from_numpy(data.rejected.items), torch.zeros(1, dtype=torch.int64)])
+    starts, counts = torch.from_numpy(data.rejected.starts), torch.from_numpy(data.rejected.counts)
+    network.user.inputs.fit(users)
+    network.item.inputs.fit(catalogue[:n_known])
+    id_columns = [
+        i for i, f in enumerate(data.item_schema.column_features) if f.name == config.item_id
+    ]
+    # How often an item is to be expected among the candidates of a batch.
+    frequency = torch.from_numpy(data.counts / data.counts.sum()).float()
+    expected = config.batch_size * frequency + config.extra_negatives / n_known
+    log_q = expected.log() if config.log_q else torch.zeros(len(catalogue))
+
+    def embed_items(items: Tensor) -> Tensor:
+        batch = hide_some(catalogue[items], network.item.inputs.categories)
+        vectors: Tensor = network.item(hide_some(batch, id_columns, config.id_dropout))
+        return vectors
+
+    def step(index: Tensor) -> Tensor:
+        user = network.user(hide_some(users[index], network.user.inputs.categories))  # [B, D]
+        own, diagonal = chosen[index], torch.arange(len(index))
+        candidates = torch.cat([own, torch.randint(n_known, (config.extra_negatives,))])  # [N]
+        logits = network.logits(user, embed_items(candidates)) - log_q[candidates]  # [B, N]
+        duplicate = candidates == own[:, None]
+        duplicate[diagonal, diagonal] = False
+        logits = logits.masked_fill(duplicate, -torch.inf)
+        # Only its own user's candidate, and no sample of the catalogue: nothing to correct.
+        hard = rejected[starts[index] + (torch.rand(len(index)) * counts[index]).long()]
+        hard_logits = (user * embed_items(hard)).sum(1) / network.temperature  # [B]
+        hard_logits = hard_logits.masked_fill((counts[index] == 0) | (hard == own), -torch.inf)
+        return cross_entropy(torch.cat([logits, hard_logits[:, None]], dim=1), diagonal)
+
+    valid_users, valid_chosen = map(torch.from_numpy, (data.valid.users, data.valid.items))
+
+    def validate() -> Tensor:
+        user, items = predict(network.user, valid_users), predict(network.item, catalogue)
+        parts = zip(
+            torch.split(user, VALID_ROWS), torch.split(valid_chosen, VALID_ROWS), strict=True
+        )
+        losses = [cross_entropy(network.logits(u, items), c, reduction="sum") for u, c in parts]
+        return torch.stack(losses).sum() / len(user)
+
+    return fit_steps(network, len(users), step, validate, config)
+
+
+def _golden(
+    rows: Sequence[Mapping[str, Any]], schema: FeatureSchema, tower: torch.nn.Module
+) -> Golden:
+    matrix = torch.from_numpy(golden_matrix(schema, rows))
+    return Golden(rows, predict(tower, matrix).tolist())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line; returns the exit status."""
+    return runs.run(train, tyro.cli(Config, args=argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
