@@ -24,8 +24,10 @@ _WORDS = {
     "float | null": "a number",
     "int | float | str | null": "a string or a number",
     "object | array": "an object or an array",
+    "array | null": "a list",
+    "object": "an object",
     "object | null": "an object",
-    "object": f"an object like {EXAMPLE}",
+    "str | null": "a text",
 }
 
 
@@ -110,12 +112,15 @@ class RequestDecoder:
         if what == "Number out of range":
             expected, shown = "a number within float64", _clipped(str(got))
         elif (match := _EXPECTED.match(what)) and match["length"]:
-            expected = f"{match['length']} values ({', '.join(self._names)})"
+            names = self._names[: int(match["length"])]
+            expected = f"{len(names)} values ({', '.join(names)})"
             shown = str(len(got))
         else:
             expected = _WORDS.get(match["types"], match["types"]) if match else what
             shown = _clipped(json.dumps(got, ensure_ascii=False))
-        return f"{self._named(path) or 'body'}: expected {expected}, got {shown}"
+        if not path:
+            return f"body: expected an object like {EXAMPLE}, got {shown}"
+        return f"{self._named(path)}: expected {expected}, got {shown}"
 
     def _named(self, path: str) -> str:
         """``data[3][1]`` -> ``data[3].item_cvr``."""

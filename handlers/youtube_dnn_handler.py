@@ -79,8 +79,12 @@ class YouTubeDNNHandler(RecHandler):
         return vectors
 
     def _indices(self, histories: tuple[list[Token | None], ...]) -> torch.Tensor:
-        """Items -> indices, int64 [B, L]; unknown ones are counted."""
-        recent = [history[-self.network.max_history :] for history in histories]
+        """Items -> indices, int64 [B, L]; null ones are left out, they and unknown ones counted."""
+        self.counts.missing[-1] += sum(history.count(None) for history in histories)
+        recent = [
+            [token for token in history if token is not None][-self.network.max_history :]
+            for history in histories
+        ]
         flat = [token for history in recent for token in history]
         column = self.items.raw_columns({HISTORY_KEY: flat})[:, 0].astype(np.int64)
         self.counts.out_of_vocabulary[-1] += (column == OOV_INDEX).sum()

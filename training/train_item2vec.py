@@ -110,10 +110,10 @@ class Config(runs.RunConfig):
         min_count: Tokens that come less often get no vector.
         negative: Tokens drawn as negatives for each neighbour.
         sample: Tokens with a larger share of the data than this are partly left out.
-        user_col: Column of the user: its rows in order make a sequence, one token a row, or all in
+        user_col: Column of the user, whose rows in order make a sequence: one item a row, or all in
             one row. Empty: each row is a sequence. By default user_id for items, empty for words.
-        sequence_col: Column of the tokens; where one row holds several, spaces or commas separate
-            them. By default item_id for items, text for words.
+        sequence_col: Column of the tokens; items that share a row are separated by spaces or
+            commas. By default item_id for items, text for words.
         time_column: Column to sort the rows by; their order in the file by default.
         exclude_history: Rank without a sequence's own tokens, where nobody takes an item twice.
         gen: Generate the default data where there is none.
@@ -149,9 +149,8 @@ def train(config: Config) -> Path:
     world = mode.folder if is_world and config.mode == "item2vec" else None
     reports = sequences.reports(config.mode, scorer, data, config.exclude_history, world)
     if is_world:
-        purity, chance = same_cluster(vectors, mode.folder / TOKENS_TRUTH_FILE)
-        reports[config.mode]["same_cluster_at_10"] = purity
-        reports["chance"] = {"same_cluster_at_10": chance}
+        share, chance = same_cluster(vectors, mode.folder / TOKENS_TRUTH_FILE)
+        reports[config.mode] |= {"same_cluster_at_10": share, "same_cluster_chance": chance}
     Console().print(metric_table(reports, f"{config.mode}: the last token of each sequence"))
 
     with runs.writing_artifacts(
@@ -168,10 +167,10 @@ def train(config: Config) -> Path:
     ) as folder:
         vectors.save(folder / VECTORS_FILES[config.mode])
         np.save(folder / f"{config.mode}_out_vectors.npy", out_vectors)
-        if config.out is not None:
-            config.out.parent.mkdir(parents=True, exist_ok=True)
-            vectors.save(config.out)
-            print(f"vectors: {config.out}")
+    if config.out is not None:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        vectors.save(config.out)
+        print(f"vectors: {config.out}")
     return config.folder(config.mode)
 
 
@@ -180,12 +179,11 @@ def load(path: Path, config: Config) -> Sequences:
     mode = MODES[config.mode]
     user_col = mode.user_col if config.user_col is None else config.user_col
     sequence_col = config.sequence_col or mode.sequence_col
-    table = sequences.read_log(
-        path, [sequence_col, *([user_col] if user_col else [])], config.time_column
-    )
+    columns = [sequence_col, user_col] if user_col else [sequence_col]
+    table = sequences.read_log(path, columns, config.time_column)
     users = table[user_col] if user_col else table.index.to_series()
     tokens = table[sequence_col]
-    if users.is_unique:
+    if users.is_unique or config.mode == "word2vec":
         cells = [mode.split(cell) if isinstance(cell, str) else [] for cell in tokens]
         tokens = pd.Series(cells, index=table.index).explode()
         users = users[tokens.index]
@@ -270,10 +268,10 @@ def same_cluster(vectors: TokenVectors, truth: Path) -> tuple[float, float]:
 def golden(data: Sequences, vectors: TokenVectors, mode: str) -> runs.Golden:
     """Rows as callers send them, with the mean vectors of their known tokens."""
     key, names = ROW_KEYS[mode], ["", UNKNOWN_TOKEN, *data.vocabulary]
-    sequences = [[names[i] for i in items[-20:]] for items in data.train[: GOLDEN_ROWS - 3]]
-    sequences += [[], [UNKNOWN_TOKEN]]
+    recent = [[names[i] for i in items[-20:]] for items in data.train[: GOLDEN_ROWS - 3]]
+    recent += [[], [UNKNOWN_TOKEN]]
     rows: list[dict[str, Any]] = [
-        {key: " ".join(tokens) if key == "text" else tokens} for tokens in sequences
+        {key: " ".join(tokens) if key == "text" else tokens} for tokens in recent
     ]
     rows.append({})
     by_token = dict(zip(vectors.tokens, vectors.vectors, strict=True))

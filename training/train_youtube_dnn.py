@@ -74,7 +74,7 @@ class Config(runs.RunConfig, FitConfig):
         hidden: Widths of the hidden layers.
         max_history: So many items at the end of a history count.
         n_weightings: By how long ago an item came, the history is averaged in so many ways.
-        dropout: Share of hidden units dropped in training.
+        dropout: Share of inputs and hidden units dropped in training.
         full_softmax_items: With more items than this, the loss is over a sample of them.
         sampled_items: How many that sample holds.
         batch_size: Histories a step, of up to max_history predictions each.
@@ -91,14 +91,14 @@ class Config(runs.RunConfig, FitConfig):
     valid_share: float = 0.2
     embedding_dim: int = 64
     feature_dim: int = 16
-    hidden: tuple[int, ...] = (256, 128)
+    hidden: tuple[int, ...] = (128,)
     max_history: int = 50
     n_weightings: int = 4
-    dropout: float = 0.0
+    dropout: float = 0.3
     full_softmax_items: int = 50_000
     sampled_items: int = 8_192
     batch_size: int = 32
-    lr: float = 3e-3
+    lr: float = 2e-2
     embedding_decay: float = 0.0
 
 
@@ -271,7 +271,7 @@ def windows(train: Sequence[Indices], length: int) -> tuple[Indices, Indices, In
         stop = len(items)
         while stop > 0:
             start = max(stop - length, 0)
-            first = stop - length // 2 if start else 0
+            first = stop - (length + 1) // 2 if start else 0
             owners.append(user)
             histories.append(before[start:stop])
             targets.append(np.where(np.arange(start, stop) >= first, items[start:stop], 0))

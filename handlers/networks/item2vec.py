@@ -66,7 +66,9 @@ class TokenVectors:
     def save(self, path: Path) -> None:
         """Write ``{"token": [f, f, ...], ...}``, which our Go services load as it is."""
         by_token = dict(zip(self.tokens, self.vectors, strict=True))
-        path.write_bytes(orjson.dumps(by_token, option=orjson.OPT_SERIALIZE_NUMPY))
+        unfinished = path.with_name(f".{path.name}.part")  # nobody gets to read a half of it
+        unfinished.write_bytes(orjson.dumps(by_token, option=orjson.OPT_SERIALIZE_NUMPY))
+        unfinished.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> TokenVectors:

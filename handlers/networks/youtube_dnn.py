@@ -2,7 +2,8 @@
 
 Differs from the paper in that one item table serves history and output, with vectors of length 1;
 that the history is pooled by how long ago an item came, under several learned weightings, and its
-last item stands beside them; and that training predicts the next item at every step of a history.
+last item stands beside them; that these vectors are the user's, which the network only corrects;
+and that training predicts the next item at every step of a history.
 
 Shapes: B instances, C matrix columns, L history length, W weightings, D embedding dim, N items.
 """
@@ -21,7 +22,7 @@ from torch.nn.functional import normalize
 from handlers.networks.layers import FeatureInputs, feed_forward
 from handlers.schema import FIRST_TOKEN_INDEX, MISSING_INDEX
 
-ARCH_VERSION = 1
+ARCH_VERSION = 2
 META_FILE = "youtube_dnn_meta.json"
 WEIGHTS_FILE = "youtube_dnn_model.pt"
 HISTORY_KEY = "history_item_ids"
@@ -53,7 +54,7 @@ class YouTubeDNN(nn.Module):
         hidden: Widths of the hidden layers.
         max_history: L; of longer histories the end counts.
         n_weightings: W.
-        dropout: Share of hidden units dropped in training.
+        dropout: Share of inputs and hidden units dropped in training.
     """
 
     def __init__(
@@ -62,10 +63,10 @@ class YouTubeDNN(nn.Module):
         n_items: int,
         embedding_dim: int = 64,
         feature_dim: int = 16,
-        hidden: Sequence[int] = (256, 128),
+        hidden: Sequence[int] = (128,),
         max_history: int = 50,
         n_weightings: int = 4,
-        dropout: float = 0.0,
+        dropout: float = 0.3,
     ) -> None:
         super().__init__()
         self.config = {
@@ -86,8 +87,11 @@ class YouTubeDNN(nn.Module):
         self.log_weights = nn.Parameter(-decays * torch.arange(max_history))  # [W, L]
         n_features = len(self.inputs.numbers) + self.inputs.n_fields * feature_dim
         n_in = n_features + (n_weightings + 1) * embedding_dim
+        self.dropout = nn.Dropout(dropout)
         self.hidden = feed_forward(n_in, hidden, dropout)
         self.head = nn.Linear(hidden[-1], embedding_dim)
+        # What of the pooled histories and the last item goes straight into the user's vector.
+        self.shares = nn.Parameter(torch.full((n_weightings + 1, 1), 0.5))
         self.log_temperature = nn.Parameter(torch.tensor(math.log(INITIAL_TEMPERATURE)))
 
     def forward(self, matrix: Tensor, history: Tensor) -> Tensor:
@@ -102,7 +106,8 @@ class YouTubeDNN(nn.Module):
             Vectors of length 1, float32 [B, D].
         """
         last = self._weights(history.shape[1])[:, -1:]
-        return self._embed(self._concatenated(matrix, history, last).squeeze(1))
+        features, recent = self._inputs(matrix, history, last)
+        return self._embed(features.squeeze(1), recent.squeeze(1))
 
     def at_steps(self, matrix: Tensor, history: Tensor, steps: Tensor) -> Tensor:
         """Embed users after some steps of their history, as if the rest had not come yet.
@@ -116,7 +121,8 @@ class YouTubeDNN(nn.Module):
             Vectors of length 1, in the order of ``history[steps]``, float32 [steps, D].
         """
         every = self._weights(history.shape[1])
-        return self._embed(self._concatenated(matrix, history, every)[steps])
+        features, recent = self._inputs(matrix, history, every)
+        return self._embed(features[steps], recent[steps])
 
     def item_vectors(self, index: Tensor) -> Tensor:
         """Vectors of length 1 of items, zeros for none: int64 [...] -> float32 [..., D]."""
@@ -138,8 +144,12 @@ class YouTubeDNN(nn.Module):
         ago = steps[:, None] - steps
         return self.log_weights.softmax(dim=1)[:, ago.clamp_min(0)] * (ago >= 0)
 
-    def _concatenated(self, matrix: Tensor, history: Tensor, weights: Tensor) -> Tensor:
-        """Features, pooled history and last item at the last T steps, [W, T, L] -> [B, T, ...]."""
+    def _inputs(self, matrix: Tensor, history: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """What is known at the last T steps of a history, given the weights [W, T, L].
+
+        Returns:
+            The features, [B, T, ...]; the pooled histories and the last item, [B, T, W + 1, D].
+        """
         n_steps = weights.shape[1]
         items = self.item_vectors(history)  # [B, L, D]
         there = (history != MISSING_INDEX).to(items.dtype)
@@ -147,7 +157,9 @@ class YouTubeDNN(nn.Module):
         pooled = torch.einsum("wtl,bld->btwd", weights, items) / total.unsqueeze(3)
         z, fields = self.inputs(matrix)
         features = torch.cat([z, fields.flatten(1)], dim=1).unsqueeze(1).expand(-1, n_steps, -1)
-        return torch.cat([features, pooled.flatten(2), items[:, -n_steps:]], dim=2)
+        return features, torch.cat([pooled, items[:, -n_steps:].unsqueeze(2)], dim=2)
 
-    def _embed(self, concatenated: Tensor) -> Tensor:
-        return normalize(self.head(self.hidden(concatenated)), dim=-1)
+    def _embed(self, features: Tensor, recent: Tensor) -> Tensor:
+        x = self.dropout(torch.cat([features, recent.flatten(-2)], dim=-1))
+        correction = self.head(self.hidden(x))
+        return normalize(correction + (self.shares * recent).sum(-2), dim=-1)
