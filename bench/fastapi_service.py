@@ -22,7 +22,7 @@ import torch
 import xgboost as xgb
 from fastapi import FastAPI, Request, Response
 
-from handlers.networks import load_network
+from handlers.networks import load_network, traced
 from handlers.networks.deepfm import DeepFM
 
 Matrix = npt.NDArray[np.float32]
@@ -70,10 +70,12 @@ def load_xgb(folder: Path) -> Callable[[Matrix], Any]:
 def load_deepfm(folder: Path) -> Callable[[Matrix], Any]:
     """The function that scores with the network."""
     network = load_network(DeepFM, folder / "deepfm_model.pt", torch.device("cpu"))
+    example = torch.zeros(2, len(network.config["cardinalities"]))
+    click_probability = traced(lambda matrix: network(matrix).sigmoid(), example)
 
     @torch.inference_mode()
     def score(x: Matrix) -> Any:
-        return network(torch.from_numpy(x)).sigmoid().numpy()
+        return click_probability(torch.from_numpy(x)).numpy()
 
     return score
 

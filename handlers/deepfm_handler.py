@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from handlers.feature_rows import FeatureRowsHandler, Scores
-from handlers.networks import load_network
+from handlers.networks import load_network, traced
 from handlers.networks.deepfm import ARCH_VERSION, META_FILE, WEIGHTS_FILE, DeepFM
 from handlers.schema import Matrix
 
@@ -19,11 +19,13 @@ class DeepFMHandler(FeatureRowsHandler):
 
     def load_weights(self, model_dir: Path) -> None:
         """Load the network."""
-        self.network = load_network(DeepFM, model_dir / WEIGHTS_FILE, self.device)
+        network = load_network(DeepFM, model_dir / WEIGHTS_FILE, self.device)
+        example = torch.zeros(2, self.schema.n_columns, device=self.device)
+        self.click_probability = traced(lambda matrix: network(matrix).sigmoid(), example)
 
     @torch.inference_mode()
     def score(self, matrix: Matrix) -> Scores:
         """Click probabilities, float32 [B]."""
-        logits = self.network(torch.from_numpy(matrix).to(self.device))
-        scores: Scores = torch.sigmoid(logits).cpu().numpy()
+        probabilities = self.click_probability(torch.from_numpy(matrix).to(self.device))
+        scores: Scores = probabilities.cpu().numpy()
         return scores

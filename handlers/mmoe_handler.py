@@ -9,7 +9,7 @@ import torch
 
 from handlers.base import Predictions
 from handlers.feature_rows import FeatureRowsHandler, Scores
-from handlers.networks import load_network
+from handlers.networks import load_network, traced
 from handlers.networks.mmoe import ARCH_VERSION, META_FILE, WEIGHTS_FILE, MMoE
 from handlers.schema import Matrix
 
@@ -22,14 +22,16 @@ class MMoEHandler(FeatureRowsHandler):
 
     def load_weights(self, model_dir: Path) -> None:
         """Load the network."""
-        self.network = load_network(MMoE, model_dir / WEIGHTS_FILE, self.device)
+        network = load_network(MMoE, model_dir / WEIGHTS_FILE, self.device)
+        example = torch.zeros(2, self.schema.n_columns, device=self.device)
+        self.expected = traced(lambda matrix: network.expected(matrix), example)
         tasks = self.meta["tasks"]
         self.row_template = b"{%b}" % b",".join(orjson.dumps(t["name"]) + b":%b" for t in tasks)
 
     @torch.inference_mode()
     def score(self, matrix: Matrix) -> Scores:
         """Expected value of each task, float32 [B, T]."""
-        expected = self.network.expected(torch.from_numpy(matrix).to(self.device))
+        expected = self.expected(torch.from_numpy(matrix).to(self.device))
         scores: Scores = expected.cpu().numpy()
         return scores
 

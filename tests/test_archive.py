@@ -17,7 +17,8 @@ import torch
 
 from archive import catalog, describe, package
 from handlers.errors import ArchiveError
-from handlers.networks.deepfm import META_FILE, WEIGHTS_FILE
+from handlers.networks.deepfm import ARCH_VERSION, META_FILE, WEIGHTS_FILE
+from handlers.schema import SCHEMA_VERSION
 from handlers.signature import sha256, verify_archive
 from tests.conftest import register
 from tests.models import Example, load_handler, module
@@ -231,14 +232,16 @@ def edit_meta(folder: Path, **changes: Any) -> None:
     meta.write_text(json.dumps(json.loads(meta.read_text()) | changes))
 
 
-@pytest.mark.parametrize("key", ["arch_version", "schema_version"])
+@pytest.mark.parametrize(
+    ("key", "known"), [("arch_version", ARCH_VERSION), ("schema_version", SCHEMA_VERSION)]
+)
 def test_artifacts_of_another_version_of_the_code_are_refused(
-    folder: Path, capsys: pytest.CaptureFixture[str], key: str
+    folder: Path, capsys: pytest.CaptureFixture[str], key: str, known: int
 ) -> None:
     edit_meta(folder, **{key: 99})
     assert pack(folder) == 1
     assert (
-        f"deepfm_feature_meta.json: {key}: expected 1, got 99; "
+        f"deepfm_feature_meta.json: {key}: expected {known}, got 99; "
         "train the model again with this version of the code; run: make train MODEL=deepfm"
     ) in capsys.readouterr().err
     assert not (folder.parents[2] / "store").exists()

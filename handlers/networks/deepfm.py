@@ -12,10 +12,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.linalg import vecdot
 
 from handlers.networks.layers import FeatureInputs, RankingNetwork, feed_forward
 
-ARCH_VERSION = 1
+ARCH_VERSION = 2
 META_FILE = "deepfm_feature_meta.json"
 WEIGHTS_FILE = "deepfm_model.pt"
 
@@ -60,8 +61,9 @@ class DeepFM(RankingNetwork):
             Click logits, float32 [B]; apply sigmoid for probability.
         """
         z, fields = self.inputs(matrix)  # [B, N], [B, F, D]
-        pairs = 0.5 * (fields.sum(1).square() - fields.square().sum(1)).sum(1)  # [B]
-        flat = torch.cat([z, fields.flatten(1)], dim=1)  # [B, N + F * D]
+        total, vectors = fields.sum(1), fields.flatten(1)  # [B, D], [B, F * D]
+        pairs = 0.5 * (vecdot(total, total) - vecdot(vectors, vectors))  # [B]
+        flat = torch.cat([z, vectors], dim=1)  # [B, N + F * D]
         deep = self.head(self.deep(flat)).squeeze(1)
         logits: Tensor = self.linear(flat).squeeze(1) + pairs + deep
         return logits

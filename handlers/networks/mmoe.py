@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from handlers.networks.layers import FeatureInputs, RankingNetwork, feed_forward
 
-ARCH_VERSION = 1
+ARCH_VERSION = 2
 META_FILE = "mmoe_feature_meta.json"
 WEIGHTS_FILE = "mmoe_model.pt"
 

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from handlers.networks.layers import FeatureInputs, feed_forward
 
-ARCH_VERSION = 1
+ARCH_VERSION = 2
 META_FILE = "two_tower_meta.json"
 WEIGHTS_FILE = "two_tower_model.pt"
 

@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 from handlers.networks.layers import FeatureInputs, feed_forward
 from handlers.schema import FIRST_TOKEN_INDEX, MISSING_INDEX
 
-ARCH_VERSION = 2
+ARCH_VERSION = 3
 META_FILE = "youtube_dnn_meta.json"
 WEIGHTS_FILE = "youtube_dnn_model.pt"
 HISTORY_KEY = "history_item_ids"
