@@ -42,6 +42,8 @@ class Tower(nn.Module):
     ) -> None:
         super().__init__()
         self.inputs = FeatureInputs(list(cardinalities), feature_dim)
+        # From vectors near 0, as rankers start, ids take epochs to tell themselves apart.
+        nn.init.normal_(self.inputs.embedding.weight, std=feature_dim**-0.5)
         n_in = len(self.inputs.numbers) + self.inputs.n_fields * feature_dim
         self.hidden = feed_forward(n_in, layers, dropout=0.0)
         self.head = nn.Linear(layers[-1], embed_dim)

@@ -123,7 +123,7 @@ def examples(model: str, tower: str) -> list[Example]:
             arguments=["--epochs", "12", "--batch-size", "128", *ID_ARGUMENTS],
             rows=id_rows(tower),
             offline=offline,
-            reaches={"hr_at_10": 0.8},  # of .91; popularity has .1
+            reaches={"hr_at_10": 0.85},  # of .91; popularity has .1
         ),
     ]
 
