@@ -78,7 +78,7 @@ format: $(VENV)/.installed-dev ## Let ruff mend what it can
 bench: $(VENV)/.installed ## Measure requests/s and latency beside the alternatives
 	$(PY) -m bench.serving $(ARGS)
 
-quality: $(VENV)/.installed ## Print every model's metrics beside baseline, bar and oracle [DATA=folder]
+quality: $(VENV)/.installed-dev ## Print every model's metrics beside baseline, bar and oracle [DATA=folder]
 	$(PY) -m bench.quality $(if $(DATA),--data $(DATA)) $(ARGS)
 
 clean: ## Remove what training, packaging and tests wrote; keep data/ and .venv

@@ -1,7 +1,9 @@
-"""Public data sets as the CSV files that training reads; their raw files stay where they are."""
+"""Public data sets as files that training reads; their raw files stay where they are."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +14,7 @@ ML100K_GENRES = (
     *("war", "western"),
 )
 ML100K_IDS = ("user_id", "item_id", "gender", "occupation", "zip_area")
-ML100K_FEATURES = (*ML100K_IDS, "age", "year", "hour", "day", *ML100K_GENRES)
+ML100K_FEATURES = (*ML100K_IDS, "age", "year", *ML100K_GENRES)
 
 # Most people have no capital gain, and the amounts of the others cluster: tokens, not a scale.
 ADULT_CATEGORIES = (
@@ -22,12 +24,29 @@ ADULT_CATEGORIES = (
 ADULT_FEATURES = ("age", "fnlwgt", "education_num", "hours_per_week", *ADULT_CATEGORIES)
 
 
-def write_ml100k(source: Path, folder: Path) -> None:
-    """Ratings joined with users and movies, split 80/10/10 at random; label: 4 stars or 5.
+@dataclass(frozen=True)
+class DataSet:
+    """A public data set.
+
+    Attributes:
+        name: In the report.
+        source: Its raw file, or their folder, in the folder of all data sets.
+        prepare: Given the source and an empty folder, returns what training reads: a file or a
+            folder, either there or the source itself.
+    """
+
+    name: str
+    source: str
+    prepare: Callable[[Path, Path], Path]
+
+
+def write_ml100k(source: Path, folder: Path) -> Path:
+    """MovieLens 100K: ratings joined with users and movies; label: 4 stars or 5.
 
     Args:
-        source: Holds u.data.gz, u.user.gz and u.item.gz of MovieLens 100K.
-        folder: Gets train.csv, valid.csv and test.csv with ``label`` and ML100K_FEATURES.
+        source: Holds u.data.gz, u.user.gz and u.item.gz.
+        folder: Gets one file in the order of the source, with ``label``, ``timestamp`` and
+            ML100K_FEATURES.
     """
     ratings = pd.read_csv(
         source / "u.data.gz", sep="\t", names=["user_id", "item_id", "rating", "timestamp"]
@@ -48,20 +67,15 @@ def write_ml100k(source: Path, folder: Path) -> None:
     users["zip_area"] = users["zip_code"].str[:2]
     table = ratings.merge(users, how="left").merge(items, how="left")
     table["label"] = (table["rating"] >= 4).astype(int)
-    table["hour"] = table["timestamp"] // 3600 % 24
-    table["day"] = table["timestamp"] // 86400
-    table = table[["label", *ML100K_FEATURES]].sample(frac=1, random_state=0)
-    first_valid, first_test = len(table) * 8 // 10, len(table) * 9 // 10
-    table[:first_valid].to_csv(folder / "train.csv", index=False)
-    table[first_valid:first_test].to_csv(folder / "valid.csv", index=False)
-    table[first_test:].to_csv(folder / "test.csv", index=False)
+    path = folder / "ratings.csv"
+    table[["label", "timestamp", *ML100K_FEATURES]].to_csv(path, index=False)
+    return path
 
 
-def write_adult(source: Path, folder: Path) -> None:
+def write_adult(source: Path, folder: Path) -> Path:
     """Census records with two labels, ``income`` (above 50K) and ``never_married``.
 
-    The marital status itself is left out. The official test file is the test split; a tenth of
-    the other one, at random, is the validation split.
+    The marital status itself is left out. The official test file is the test split.
 
     Args:
         source: Holds adult.data.gz and adult.test.gz.
@@ -74,8 +88,34 @@ def write_adult(source: Path, folder: Path) -> None:
         table["never_married"] = (table["marital_status"] == "Never-married").astype(int)
         return table[["income", "never_married", *ADULT_FEATURES]]
 
-    table = read("adult.data.gz").sample(frac=1, random_state=0)
-    first_valid = len(table) * 9 // 10
-    table[:first_valid].to_csv(folder / "train.csv", index=False)
-    table[first_valid:].to_csv(folder / "valid.csv", index=False)
-    read("adult.test.gz").to_csv(folder / "test.csv", index=False)
+    return _write_splits(folder, read("adult.data.gz"), read("adult.test.gz"))
+
+
+def write_banking77(source: Path, folder: Path) -> Path:
+    """Questions to a bank, ``query``, and the names of their intents, ``doc``.
+
+    Args:
+        source: Holds train.csv.gz and test.csv.gz.
+        folder: Gets train.csv, valid.csv and test.csv.
+    """
+    names = {"text": "query", "category": "doc"}
+    train, test = (
+        pd.read_csv(source / f"{split}.csv.gz").rename(columns=names) for split in ("train", "test")
+    )
+    return _write_splits(folder, train, test)
+
+
+def _write_splits(folder: Path, train: pd.DataFrame, test: pd.DataFrame) -> Path:
+    """A tenth of the training rows, at random, is the validation split."""
+    train = train.sample(frac=1, random_state=0)
+    first_valid = len(train) * 9 // 10
+    train[:first_valid].to_csv(folder / "train.csv", index=False)
+    train[first_valid:].to_csv(folder / "valid.csv", index=False)
+    test.to_csv(folder / "test.csv", index=False)
+    return folder
+
+
+ML100K = DataSet("ml100k", "ml100k", write_ml100k)
+ADULT = DataSet("adult", "adult", write_adult)
+BANKING77 = DataSet("banking77", "banking77", write_banking77)
+FACEBOOK = DataSet("facebook", "graphs/facebook_combined.txt.gz", lambda source, _: source)
