@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # `make train-all archive serve` means in this order
-.PHONY: help setup data train train-all archive describe index serve stop status test lint format bench quality clean
+.PHONY: help setup data train train-all archive describe index serve stop status evaluate register registry deploy test lint format bench quality clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -50,6 +50,17 @@ describe: $(VENV)/.installed ## Print an archive's signature, metrics and conten
 	@test -n "$(MODEL)" || { echo "error: which model? make describe MODEL=deepfm"; exit 2; }
 	@$(PY) -m archive.describe --model $(MODEL)
 
+evaluate: $(VENV)/.installed ## Judge a version against the one that serves: MODEL=deepfm [VERSION=v2] [ARGS='--current-version v1']
+	@test -n "$(MODEL)" || { echo "error: which model? make evaluate MODEL=deepfm"; exit 2; }
+	@$(PY) -m scripts.evaluate --model $(MODEL) $(if $(VERSION),--version $(VERSION)) $(ARGS)
+
+register: $(VENV)/.installed ## Put a trained model into the registry: MODEL=deepfm [VERSION=v1] [ARGS='--s3-bucket b']
+	@test -n "$(MODEL)" || { echo "error: which model? make register MODEL=deepfm"; exit 2; }
+	@$(PY) -m scripts.register_model --model $(MODEL) $(if $(VERSION),--version $(VERSION)) $(ARGS)
+
+registry: $(VENV)/.installed ## List the registered versions [ARGS='--s3-bucket b']
+	@$(PY) -m scripts.register_model list $(ARGS)
+
 index: $(VENV)/.installed-index ## Write item vectors to Milvus [MODEL=two_tower] [ARGS='--uri http://host:19530']
 	$(PY) -m scripts.index_items $(if $(MODEL),--model $(MODEL)) $(if $(VERSION),--version $(VERSION)) $(ARGS)
 
@@ -62,14 +73,19 @@ stop: $(VENV)/.installed ## Stop `make serve` from another terminal
 status: $(VENV)/.installed ## Show what is served: versions and workers
 	@$(PY) -m scripts.serve status
 
+deploy: $(VENV)/.installed ## Let a registered version take over: MODEL=deepfm [VERSION=v1] [ARGS='--rollback']
+	@test -n "$(MODEL)" || { echo "error: which model? make deploy MODEL=deepfm"; exit 2; }
+	@$(PY) -m scripts.deploy --model $(MODEL) $(if $(VERSION),--version $(VERSION)) $(ARGS)
+
 test: $(VENV)/.installed-dev ## Run the tests
 	$(PY) -m pytest $(ARGS)
 
-lint: $(VENV)/.installed-dev ## Run ruff, mypy and import-linter
+lint: $(VENV)/.installed-dev ## Run ruff, mypy, import-linter and shellcheck
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/shellcheck scripts/run_training.sh .ci/run .ci/quickstart
 
 format: $(VENV)/.installed-dev ## Let ruff mend what it can
 	$(VENV)/bin/ruff check --fix .

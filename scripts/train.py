@@ -29,7 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for script, *own in scripts:
         command = [sys.executable, "-m", f"training.{script}", *own, *flags]
         print(f"== {' '.join([script, *own, *flags])}", flush=True)
-        if subprocess.run(command, check=False).returncode != 0:
+        run = subprocess.Popen(command)
+        try:
+            status = run.wait()
+        except KeyboardInterrupt:
+            return run.wait()  # it heard that too, and removes what is half done
+        if status != 0:
             failed.append(" ".join([script, *own]))
     if failed:
         print(f"error: failed: {', '.join(failed)}", file=sys.stderr)

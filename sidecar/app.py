@@ -26,7 +26,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from sidecar import bodies, vectors
-from sidecar.rollout import Rollout, RolloutError, roll_out, sample_request
+from sidecar.rollout import Rollout, RolloutError, changing, roll_out, sample_request
 from sidecar.settings import Settings, SettingsError
 from sidecar.telemetry import LOG_CONFIG, Metrics, Telemetry
 from sidecar.torchserve import ModelVersion, TorchServe, TorchServeError
@@ -91,7 +91,12 @@ class State:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.torchserve = TorchServe(settings)
+        self.torchserve = TorchServe(
+            settings.inference_url,
+            settings.management_url,
+            settings.key_file,
+            settings.timeout_s,
+        )
         self.metrics = Metrics()
         self.reloading = asyncio.Lock()
         self.comparing = asyncio.Lock()
@@ -242,11 +247,15 @@ async def _check_key(
 async def reload(shared: Shared) -> Response:
     """Serve the newer archives of the model store; answers when they serve, or have failed."""
     rollouts: dict[str, Rollout] = {}
+    store = shared.settings.model_store
     async with shared.reloading:
-        for model in shared.settings.models:
-            mar = shared.settings.model_store / f"{model}.mar"
-            rollouts[model] = await roll_out(shared.torchserve, mar)
-            shared.metrics.reloads.labels(model, rollouts[model].outcome).inc()
+        try:
+            with changing(store):
+                for model in shared.settings.models:
+                    rollouts[model] = await roll_out(shared.torchserve, store / f"{model}.mar")
+                    shared.metrics.reloads.labels(model, rollouts[model].outcome).inc()
+        except RolloutError as error:
+            raise HTTPException(409, str(error)) from error
     models = {model: asdict(rollout) for model, rollout in rollouts.items()}
     if errors := [rollout.error for rollout in rollouts.values() if rollout.error]:
         return OrjsonResponse({"detail": "; ".join(errors), "models": models}, 500)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 import time
 import zipfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +63,29 @@ def sample_request(mar: Path) -> bytes:
         raise RolloutError(f"{mar}: {SAMPLE_FILE}: {error}; run: make archive") from error
 
 
+@contextmanager
+def changing(store: Path) -> Iterator[None]:
+    """Be the only one who changes what is served from a model store while the block runs.
+
+    Raises:
+        RolloutError: If another process does, or there is no such folder.
+    """
+    try:
+        folder = os.open(store, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise RolloutError(f"{store}: expected the model store, got: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RolloutError(
+                f"{store}: another deploy or reload is under way; try again when it is done"
+            ) from error
+        yield
+    finally:
+        os.close(folder)
+
+
 async def roll_out(torchserve: TorchServe, mar: Path) -> Rollout:
     """Let the version of an archive take over from the one that serves.
 
@@ -73,31 +100,82 @@ async def roll_out(torchserve: TorchServe, mar: Path) -> Rollout:
         TorchServeError: If TorchServe does not say what it serves.
     """
     model = mar.stem
-    served = [known.version for known in await torchserve.versions(model)]
-    old = served[0] if served else None
+    old = await torchserve.default_version(model)
+    before = None if old is None else old.version
     try:
         new = (await asyncio.to_thread(verify_archive, mar)).model_version
-        if new == old:
-            return Rollout(old, old)
-        if new not in served:
-            await torchserve.register(mar.name)
-        try:
-            await _wait_until_ready(torchserve, model, new)
-            await _warm_up(torchserve, model, new, sample_request(mar))
+        if new == before:
+            return Rollout(before, new)
+        async with loaded(torchserve, model, new, mar):
             await torchserve.set_default(model, new)
-        except (RolloutError, TorchServeError):
-            if new not in served:
-                await torchserve.unregister(model, new)
-            raise
     except (ArchiveError, RolloutError, TorchServeError) as error:
-        return Rollout(old, old, str(error))
-    if old is not None:
+        return Rollout(before, before, str(error))
+    if before is not None:
         try:
-            await _drain(torchserve, model, old)
-            await torchserve.unregister(model, old)
+            await retire(torchserve, model, before)
         except (RolloutError, TorchServeError) as error:
-            return Rollout(old, new, str(error))
-    return Rollout(old, new)
+            return Rollout(before, new, str(error))
+    return Rollout(before, new)
+
+
+@asynccontextmanager
+async def loaded(
+    torchserve: TorchServe, model: str, version: str, mar: Path
+) -> AsyncIterator[None]:
+    """Load a version beside the one that serves; if the block fails it is gone again.
+
+    One that is loaded already is used, and stays.
+
+    Args:
+        torchserve: Serves from the folder that the archive is in.
+        model: Its name.
+        version: Of the archive.
+        mar: The archive, needed no more when it is loaded: TorchServe unpacks it.
+
+    Raises:
+        RolloutError: If it cannot be loaded, or does not answer.
+        TorchServeError: If TorchServe does not do what it is asked.
+    """
+    known = await torchserve.version(model, version)
+    try:
+        if known is None:
+            await torchserve.register(mar.name)
+        await _wait_until_ready(torchserve, model, version)
+        await _warm_up(torchserve, model, version, sample_request(mar))
+        yield
+    except BaseException:  # Ctrl-C too
+        if known is None:
+            with suppress(TorchServeError):  # the first error counts
+                await torchserve.unregister(model, version)
+        raise
+
+
+async def retire(torchserve: TorchServe, model: str, version: str) -> None:
+    """Remove a version that is no longer the default, when it is not called any more.
+
+    Raises:
+        RolloutError: If it still is after DRAIN_TIMEOUT_S, and so stays.
+        TorchServeError: If TorchServe does not do what it is asked.
+    """
+    await drain(torchserve, model, version)
+    await torchserve.unregister(model, version)
+
+
+async def drain(torchserve: TorchServe, model: str, version: str) -> None:
+    """Wait until a version's queue is empty and what its workers have taken can be answered.
+
+    Raises:
+        RolloutError: If it is still called after DRAIN_TIMEOUT_S.
+        TorchServeError: If TorchServe does not say.
+    """
+    deadline = time.monotonic() + DRAIN_TIMEOUT_S
+    while (await _version(torchserve, model, version)).pending_requests:
+        if time.monotonic() > deadline:
+            raise RolloutError(
+                f"{model} {version}: still called after {DRAIN_TIMEOUT_S:.0f} s, so it stays loaded"
+            )
+        await asyncio.sleep(POLL_INTERVAL_S)
+    await asyncio.sleep(SERVICE_TIME_S)
 
 
 async def _wait_until_ready(torchserve: TorchServe, model: str, version: str) -> None:
@@ -127,17 +205,6 @@ async def _warm_up(torchserve: TorchServe, model: str, version: str, body: bytes
             f"{model} {version}: expected {SAMPLE_FILE} to be answered, got {status}: "
             f"{answer.decode(errors='replace')}"
         )
-
-
-async def _drain(torchserve: TorchServe, model: str, version: str) -> None:
-    deadline = time.monotonic() + DRAIN_TIMEOUT_S
-    while (await _version(torchserve, model, version)).pending_requests:
-        if time.monotonic() > deadline:
-            raise RolloutError(
-                f"{model} {version}: still called after {DRAIN_TIMEOUT_S:.0f} s, so it stays loaded"
-            )
-        await asyncio.sleep(POLL_INTERVAL_S)
-    await asyncio.sleep(SERVICE_TIME_S)
 
 
 async def _version(torchserve: TorchServe, model: str, version: str) -> ModelVersion:

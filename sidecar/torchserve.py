@@ -13,8 +13,6 @@ from typing import Any, Literal, Self
 import aiohttp
 import orjson
 
-from sidecar.settings import Settings
-
 OK = 200
 NOT_FOUND = 404
 # More callers than these wait for a connection instead of filling TorchServe's queues.
@@ -75,20 +73,28 @@ class TorchServe:
     """TorchServe over pooled connections; an async context manager.
 
     Args:
-        settings: Say where it is.
+        inference_url: Of the predictions.
+        management_url: Of the management API.
+        key_file: TorchServe's ``key_file.json`` when it asks for tokens.
+        timeout_s: Seconds until a request that is not answered fails.
     """
 
     _session: aiohttp.ClientSession
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(
+        self, inference_url: str, management_url: str, key_file: Path | None, timeout_s: float
+    ) -> None:
+        self.inference_url = inference_url
+        self.management_url = management_url
+        self._key_file = key_file
+        self._timeout_s = timeout_s
 
     async def __aenter__(self) -> Self:
         """Open the pool, in the event loop that uses it."""
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS),
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=self._settings.timeout_s),
+            timeout=aiohttp.ClientTimeout(total=self._timeout_s),
         )
         return self
 
@@ -138,7 +144,7 @@ class TorchServe:
             TorchServeError: If there is no answer.
         """
         path = f"/predictions/{model}" if version is None else f"/predictions/{model}/{version}"
-        return await self._call("POST", self._settings.inference_url + path, "inference", body)
+        return await self._call("POST", self.inference_url + path, "inference", body)
 
     # Management
 
@@ -161,7 +167,7 @@ class TorchServe:
 
     async def signature(self, model: str) -> dict[str, Any]:
         """What a default version's archive says of itself; empty if the model is not loaded."""
-        url = f"{self._settings.management_url}/models/{model}?customized=true"
+        url = f"{self.management_url}/models/{model}?customized=true"
         status, answer = await self._call("GET", url, "management")
         told = orjson.loads(answer)[0] if status == OK else {}
         signature: dict[str, Any] = told.get("customizedMetadata") or {}
@@ -192,7 +198,7 @@ class TorchServe:
         await self._manage("DELETE", f"/models/{model}/{version}")
 
     async def _describe(self, path: str) -> list[ModelVersion]:
-        url = self._settings.management_url + path
+        url = self.management_url + path
         status, answer = await self._call("GET", url, "management")
         if status == NOT_FOUND:
             return []
@@ -201,7 +207,7 @@ class TorchServe:
         return [_model_version(told) for told in orjson.loads(answer)]
 
     async def _manage(self, method: str, path: str) -> None:
-        url = self._settings.management_url + path
+        url = self.management_url + path
         status, answer = await self._call(method, url, "management")
         if status >= 400:
             message = f"{method} {url}: TorchServe answered {status}: {_reason(answer)[1]}"
@@ -215,13 +221,13 @@ class TorchServe:
         body: bytes | None = None,
     ) -> tuple[int, bytes]:
         headers = {} if body is None else {"Content-Type": "application/json"}
-        if self._settings.key_file is not None:
-            headers["Authorization"] = f"Bearer {_token(self._settings.key_file, key)}"
+        if self._key_file is not None:
+            headers["Authorization"] = f"Bearer {_token(self._key_file, key)}"
         try:
             async with self._session.request(method, url, data=body, headers=headers) as response:
                 return response.status, await response.read()
         except TimeoutError as error:
-            expected = f"expected an answer within {self._settings.timeout_s:g} s"
+            expected = f"expected an answer within {self._timeout_s:g} s"
             raise TorchServeError(504, f"{url}: {expected}, got none") from error
         except aiohttp.ClientError as error:
             raise TorchServeError(503, f"{url}: TorchServe is unreachable: {error}") from error

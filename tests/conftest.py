@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -12,11 +13,13 @@ from typing import NoReturn
 
 import pytest
 import requests
+import s3fs
 
 from archive import catalog, package
 from scripts import torchserve
 from scripts.instance import ServeError
 from tests.models import Example, examples, model_names, train
+from tests.s3 import CREDENTIALS, s3_server
 from tests.serving import Server, running_server
 
 
@@ -103,6 +106,23 @@ def server(
             for answer in pool.map(partial(register, running), others):
                 answer.raise_for_status()
         yield running
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a running S3 server."""
+    with s3_server(tmp_path_factory.mktemp("s3") / "server.log") as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty bucket, reached with what the environment says."""
+    for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": s3_endpoint}.items():
+        monkeypatch.setenv(name, value)
+    name = f"bucket-{uuid.uuid4().hex}"
+    s3fs.S3FileSystem(skip_instance_cache=True).mkdir(name)
+    return name
 
 
 def register(server: Server, mar: Path, **params: str) -> requests.Response:

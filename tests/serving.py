@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from handlers.signature import Signature, sha256
+from scripts.instance import free_ports
 
 ROOT = Path(__file__).resolve().parents[1]
 STOP_TIMEOUT_S = 60.0
@@ -128,15 +128,6 @@ def start(env: dict[str, str], *command: str) -> subprocess.Popen[str]:
     )
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody listens on."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-
-
 def _table(process: subprocess.Popen[str]) -> str:
     # Written in one piece once all models are READY; nothing is written before it.
     assert process.stdout is not None
@@ -147,20 +138,27 @@ def _table(process: subprocess.Popen[str]) -> str:
 
 
 def make_archive(
-    model_store: Path, name: str, handler: str, *, version: str = "1.0", config: str = CONFIG
+    model_store: Path,
+    name: str,
+    handler: str,
+    *,
+    version: str = "1.0",
+    config: str = CONFIG,
+    golden: str = "",
 ) -> Path:
     """Package a handler's source as an archive that passes the checks of the real ones."""
     files = {
         f"{name}_handler.py": handler,
         "model-config.yaml": config,
         "sample_request.json": '{"data":[{"item_ctr":0.1}]}',
+        **({"golden.json": golden} if golden else {}),
     }
     signature = Signature(
         model_name=name,
         model_version=version,
         handler=f"{name}_handler.py",
         features=[],
-        output={},
+        output={"type": "number"},
         libraries={},
         files={file: sha256(text.encode()) for file, text in files.items()},
     )

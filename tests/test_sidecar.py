@@ -27,9 +27,10 @@ import schemathesis
 from hypothesis import given, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from scripts.instance import free_ports
 from sidecar.settings import Settings, SettingsError
 from tests.conftest import lacking
-from tests.serving import ROOT, Server, free_ports, make_archive, running_server
+from tests.serving import ROOT, Server, make_archive, running_server
 
 START_TIMEOUT_S = 30.0
 BROWSER_TIMEOUT_S = 20.0

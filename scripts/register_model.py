@@ -1,0 +1,185 @@
+"""Put trained models into the registry, and look after it: ``python -m scripts.register_model``.
+
+Without a command it registers: ``python -m scripts.register_model --model deepfm --version v1``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from archive import catalog, package
+from handlers.errors import ArchiveError
+from scripts.registry import CHALLENGER, CHAMPION, RegistryConfig, RegistryError
+from training import artifacts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Register(RegistryConfig):
+    """Package a trained model and register it as the challenger.
+
+    Attributes:
+        model: Its name; that of a training run stands for every archive of the run.
+        version: The newest by default.
+        model_dir: Folder that training wrote to.
+    """
+
+    model: str
+    version: str = ""
+    model_dir: Path = artifacts.ARTIFACTS
+
+    def run(self) -> None:
+        """Package, store, enter."""
+        chosen = catalog.get(self.model)
+        models = [catalog.get(name) for name in catalog.model_names()]
+        # Between two archives of a run, another run may end and be the newest.
+        version = artifacts.find(chosen.artifacts, self.version or None, self.model_dir).name
+        for model in models:
+            if self.model not in (model.name, model.artifacts):
+                continue
+            with tempfile.TemporaryDirectory(prefix="recmar-register-") as scratch:
+                config = package.Config(store=Path(scratch), artifacts_dir=self.model_dir)
+                mar = package.package(model, version, config)
+                entry = self.open_registry().register(model.name, version, mar)
+            print(f"{entry.model} {entry.version} {self.registry / entry.path}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class List(RegistryConfig):
+    """List the registered versions."""
+
+    def run(self) -> None:
+        """Print a table."""
+        table = Table("model", "version", "alias", "sha256", "registered", box=box.SIMPLE_HEAD)
+        for entry, aliases in self.open_registry().listing():
+            time = entry.registered_at[:16].replace("T", " ")
+            table.add_row(entry.model, entry.version, " ".join(aliases), entry.sha256[:8], time)
+        if not table.row_count:
+            raise RegistryError(
+                f"{self.s3_bucket or self.registry} has no models; "
+                "run: make register MODEL=<model> VERSION=<version>"
+            )
+        Console().print(table)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show(RegistryConfig):
+    """Print all that is known of a version, as JSON.
+
+    Attributes:
+        model: Its name.
+        version: A version or an alias: champion, challenger, previous.
+    """
+
+    model: str
+    version: str = CHAMPION
+
+    def run(self) -> None:
+        """Print the entry."""
+        entry = self.open_registry().entry(self.model, self.version)
+        print(json.dumps(asdict(entry), indent=2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promote(RegistryConfig):
+    """Make a version the champion. Deploying does that by itself.
+
+    Attributes:
+        model: Its name.
+        version: A version or an alias.
+    """
+
+    model: str
+    version: str = CHALLENGER
+
+    def run(self) -> None:
+        """Move the alias."""
+        version = self.open_registry().promote(self.model, self.version)
+        print(f"{self.model} {version} is the champion")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollback(RegistryConfig):
+    """Make the previous champion the champion again. Changes nothing that is being served.
+
+    Attributes:
+        model: Its name.
+    """
+
+    model: str
+
+    def run(self) -> None:
+        """Move the alias back."""
+        print(f"{self.model} {self.open_registry().rollback(self.model)} is the champion")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune(RegistryConfig):
+    """Remove old versions; champion, previous champion and challenger stay in any case.
+
+    Attributes:
+        model: Its name.
+        keep: How many of the newest versions stay.
+    """
+
+    model: str
+    keep: int
+
+    def run(self) -> None:
+        """Remove entries and archives."""
+        if self.keep < 0:
+            raise RegistryError(f"--keep {self.keep}: expected 0 or more")
+        for entry in self.open_registry().prune(self.model, self.keep):
+            print(f"removed {entry.model} {entry.version}")
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "register": Register,
+    "list": List,
+    "show": Show,
+    "promote": Promote,
+    "rollback": Rollback,
+    "prune": Prune,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0].startswith("--") and arguments[0] != "--help":
+        arguments.insert(0, "register")
+    command = tyro.extras.subcommand_cli_from_dict(
+        COMMANDS, prog="python -m scripts.register_model", args=arguments
+    )
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("ts").setLevel(logging.ERROR)  # it misses accelerators at import
+    try:
+        command.run()
+    except (
+        RegistryError,
+        artifacts.ArtifactError,
+        ArchiveError,
+        catalog.UnknownModelError,
+        OSError,
+    ) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; run it again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
