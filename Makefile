@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # `make train-all archive serve` means in this order
-.PHONY: help setup data train train-all archive describe index serve stop status evaluate register registry deploy test lint format bench quality clean
+.PHONY: help setup data train train-all archive describe index serve stop status evaluate register registry deploy test lint format bench tune doctor quality clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -13,8 +13,10 @@ MODELS := $(sort $(patsubst archive/%/model-config.yaml,%,$(wildcard archive/*/m
 MODEL ?=
 VERSION ?=
 ARGS ?=
+# What `make index` writes, if it did.
+INDEX_URI ?= $(wildcard data/milvus.db)
 # What `make serve` reads from its environment.
-export ENABLED_MODELS TOKEN_AUTH INFERENCE_HOST INFERENCE_PORT MANAGEMENT_PORT METRICS_PORT MODEL_STORE LOG_LOCATION \
+export ENABLED_MODELS TOKEN_AUTH INFERENCE_HOST INFERENCE_PORT MANAGEMENT_PORT METRICS_HOST METRICS_PORT MODEL_STORE LOG_LOCATION \
 	SIDECAR_PORT SIDECAR_HOST SIDECAR_TIMEOUT_S INDEX_URI RELOAD_API_KEY
 
 help: ## Show this list
@@ -93,6 +95,13 @@ format: $(VENV)/.installed-dev ## Let ruff mend what it can
 
 bench: $(VENV)/.installed ## Measure requests/s and latency beside the alternatives
 	$(PY) -m bench.serving $(ARGS)
+
+tune: $(VENV)/.installed ## Measure a model's settings here, keep the best: MODEL=deepfm [ARGS='--requests file']
+	@test -n "$(MODEL)" || { echo "error: which model? make tune MODEL=deepfm"; exit 2; }
+	@$(PY) -m scripts.tune --model $(MODEL) $(ARGS)
+
+doctor: $(VENV)/.installed ## Check this machine and the configuration, each finding with its mend
+	@$(PY) -m scripts.doctor
 
 quality: $(VENV)/.installed-dev ## Print every model's metrics beside baseline, bar and oracle [DATA=folder]
 	$(PY) -m bench.quality $(if $(DATA),--data $(DATA)) $(ARGS)

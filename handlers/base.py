@@ -41,7 +41,9 @@ CHUNK_ROWS = 4096
 OK = 200
 CPU = torch.device("cpu")
 
-Predictions = npt.NDArray[np.float32] | list[Any]
+Vectors = npt.NDArray[np.float32]
+Predictions = Vectors | list[Any]
+Answer = tuple[int, bytes]  # status and JSON body
 
 
 class RecHandler(BaseHandler):  # type: ignore[misc]
@@ -85,14 +87,29 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
         """Predict for rows of :meth:`row_type`, at most 4,096 of them.
 
         Returns:
-            One prediction a row: float32 [B] or [B, ...], finite; or a list of B values that JSON
-            can hold.
+            One prediction a row: float32 [B] or [B, ...], or a list of B values that JSON can hold;
+            numbers are finite.
         """
 
     def encode(self, predictions: Predictions) -> bytes:
         """The JSON of one request's ``predictions``."""
         answer = predictions[0] if self.flat_single and len(predictions) == 1 else predictions
         return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+    def embed_items(self, items: list[Any], model_dir: Path) -> Vectors:
+        """What this model's answers are compared with, for models that answer with vectors.
+
+        No request comes here: an index holds these vectors. The gate asks for them, to measure an
+        archive by itself.
+
+        Args:
+            items: Features of items, or where the model has a table of items their ids, N.
+            model_dir: The unpacked archive, for what serving does not keep in memory.
+
+        Returns:
+            float32 [N, D]; NaN for an item that the model does not know.
+        """
+        raise NotImplementedError
 
     @property
     def known_keys(self) -> Iterable[str]:
@@ -212,7 +229,7 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
         self.counts = FeatureCounts.zeros(len(self.feature_names))
         self.decoder.unknown.clear()
 
-    def answer(self, bodies: list[Any]) -> tuple[list[tuple[int, bytes]], int]:
+    def answer(self, bodies: list[Any]) -> tuple[list[Answer], int]:
         """Answer a batch of request bodies.
 
         Args:
@@ -221,31 +238,38 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
         Returns:
             A status and a JSON body for each request, and the number of rows scored.
         """
-        answers: list[tuple[int, bytes]] = [(OK, b"")] * len(bodies)
-        shares: list[tuple[int, slice]] = []
-        rows: list[Any] = []
+        answers: list[Answer] = [(OK, b"")] * len(bodies)
+        requests: dict[int, list[Any]] = {}
         for i, body in enumerate(bodies):
             try:
-                request_rows = self.decoder.decode(_as_bytes(body))
+                requests[i] = self.decoder.decode(_as_bytes(body))
             except RequestError as error:
                 answers[i] = error.status, error.to_json()
-            else:
-                shares.append((i, slice(len(rows), len(rows) + len(request_rows))))
-                rows += request_rows
-        if not rows:
-            return answers, 0
+        scored, n_rows = self._score(list(requests.values())) if requests else ([], 0)
+        for i, answer in zip(requests, scored, strict=True):
+            answers[i] = answer
+        return answers, n_rows
+
+    def _score(self, requests: list[list[Any]]) -> tuple[list[Answer], int]:
+        """Answer requests that are rows; what fails is neither scored nor counted."""
+        counted = self.counts.copy()
+        rows = list(chain.from_iterable(requests))
+        answers: list[Answer] = []
+        start = 0
         try:
             predictions = self._predict(rows)
-            for i, share in shares:
-                answers[i] = OK, b'{"predictions":%b}' % self.encode(predictions[share])
+            for request in requests:
+                share = predictions[start : start + len(request)]
+                answers.append((OK, b'{"predictions":%b}' % self.encode(share)))
+                start += len(request)
         except Exception as error:
-            if len(bodies) > 1:  # One request must not take its batch-mates down.
-                alone = [self.answer([body]) for body in bodies]
+            self.counts.restore(counted)
+            if len(requests) > 1:  # One request must not take its batch-mates down.
+                alone = [self._score([request]) for request in requests]
                 return [answer for [answer], _ in alone], sum(n for _, n in alone)
             logger.exception("scoring failed")
             failure = RequestError(500, f"scoring failed: {type(error).__name__}; see the log")
-            answers[0] = failure.status, failure.to_json()
-            return answers, 0
+            return [(failure.status, failure.to_json())], 0
         return answers, len(rows)
 
     def _predict(self, rows: list[Any]) -> Predictions:
@@ -253,13 +277,28 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
             self.predict(rows[start : start + CHUNK_ROWS])
             for start in range(0, len(rows), CHUNK_ROWS)
         ]
-        if isinstance(chunks[0], list):
-            return list(chain.from_iterable(chunks))
-        predictions = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
-        if not np.isfinite(predictions).all():
+        predictions: Predictions
+        if len(chunks) == 1:
+            [predictions] = chunks
+        elif isinstance(chunks[0], list):
+            predictions = list(chain.from_iterable(chunks))
+        else:
+            predictions = np.concatenate(chunks)
+        if not _finite(predictions):
             # JSON has no NaN; orjson would write null, which Go reads as 0.
             raise FloatingPointError("the model computed a prediction that is not finite")
         return predictions
+
+
+def _finite(value: Any) -> bool:
+    """Whether every number at any depth is finite."""
+    if isinstance(value, list):
+        return all(map(_finite, value))
+    if isinstance(value, dict):
+        return all(map(_finite, value.values()))
+    if isinstance(value, float | np.generic | np.ndarray):
+        return bool(np.isfinite(value).all())
+    return True
 
 
 def _as_bytes(body: Any) -> bytes | bytearray:

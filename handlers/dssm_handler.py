@@ -9,7 +9,7 @@ import msgspec
 import torch
 from msgspec.structs import astuple
 
-from handlers.base import Predictions, RecHandler
+from handlers.base import CHUNK_ROWS, Predictions, RecHandler, Vectors
 from handlers.networks import load_network
 from handlers.networks.dssm import ARCH_VERSION, META_FILE, WEIGHTS_FILE, FeatureDSSM, TextDSSM
 from handlers.schema import VOCABULARIES_FILE, Feature, FeatureSchema, canonical_token
@@ -68,6 +68,22 @@ class DSSMHandler(RecHandler):
         """Vectors of length 1, float32 [B, D]."""
         queries = self.encode_queries([_values(row) for row in rows])
         vectors: Predictions = self.network.query(queries).cpu().numpy()
+        return vectors
+
+    @torch.inference_mode()
+    def embed_items(self, items: list[Any], model_dir: Path) -> Vectors:
+        """Vectors of documents, which are features or one text."""
+        features = self.meta["doc_features"]
+        docs: torch.Tensor | TokenBags
+        if self.meta["text"]:
+            docs = TokenBags.of([doc.get(features[0]["name"], "") for doc in items])
+        else:
+            vocabularies = json.loads((model_dir / VOCABULARIES_FILE).read_text())
+            schema = FeatureSchema.from_json(features, vocabularies)
+            docs = torch.from_numpy(schema.encode(items))
+        parts = torch.split(torch.arange(len(items)), CHUNK_ROWS)
+        embedded = [self.network.doc(docs[part].to(self.device)) for part in parts]
+        vectors: Vectors = torch.cat(embedded).cpu().numpy()
         return vectors
 
     def _matrix(self, queries: list[tuple[Any, ...]]) -> torch.Tensor:

@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
-from handlers.base import RecHandler
+from handlers.base import RecHandler, Vectors
 from handlers.neighbours import (
     ARCH_VERSION,
     DEFAULT_TOP_K,
     MAX_TOP_K,
     META_FILE,
+    VECTORS_FILE,
     Neighbours,
 )
 from handlers.schema import VOCABULARIES_FILE, Token, canonical_token
@@ -57,6 +58,14 @@ class GraphRecallHandler(RecHandler):
         for i, (nearest, scores) in zip(known, found, strict=True):
             answers[i] = {"item_ids": [self.node_ids[node] for node in nearest], "scores": scores}
         return answers
+
+    def embed_items(self, items: list[Any], model_dir: Path) -> Vectors:
+        """Vectors of nodes."""
+        table = np.load(model_dir / VECTORS_FILE, mmap_mode="r", allow_pickle=False)
+        nodes = np.array([self.nodes.get(canonical_token(item), -1) for item in items])
+        vectors = np.full((len(items), table.shape[1]), np.nan, dtype=np.float32)
+        vectors[nodes >= 0] = table[nodes[nodes >= 0]]
+        return vectors
 
     def _node(self, user_id: Token | None) -> int | None:
         if user_id is None:

@@ -10,13 +10,14 @@ from handlers.base import RecHandler
 from handlers.networks.item2vec import (
     ARCH_VERSION,
     META_FILE,
+    OUT_VECTORS_FILES,
     ROW_KEYS,
     VECTORS_FILES,
     TokenVectors,
     Vectors,
     words,
 )
-from handlers.schema import Feature, FeatureSchema, Token
+from handlers.schema import FIRST_TOKEN_INDEX, Feature, FeatureSchema, Token
 
 
 class Item2VecHandler(RecHandler):
@@ -53,6 +54,15 @@ class Item2VecHandler(RecHandler):
         column = self.schema.matrix(self.schema.raw_columns({self.key: flat}), self.counts)
         ends = np.cumsum([len(sequence) for sequence in sequences])
         return self.vectors.means(np.split(column[:, 0].astype(np.int64), ends[:-1]))
+
+    def embed_items(self, items: list[Any], model_dir: Path) -> Vectors:
+        """OUT vectors of tokens: alike to the answer for what comes before them."""
+        index = self.schema.raw_columns({self.key: items})[:, 0].astype(np.int64)
+        known = index >= FIRST_TOKEN_INDEX
+        table = np.load(model_dir / OUT_VECTORS_FILES[self.meta["mode"]], allow_pickle=False)
+        vectors = np.full((len(items), table.shape[1]), np.nan, dtype=np.float32)
+        vectors[known] = table[index[known] - FIRST_TOKEN_INDEX]
+        return vectors
 
     def _tokens(self, value: Any) -> list[Any]:
         if value is None:

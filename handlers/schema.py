@@ -134,6 +134,18 @@ class FeatureCounts:
         """Counts at zero."""
         return cls(*(np.zeros(n_features, dtype=np.int64) for _ in range(3)))
 
+    def copy(self) -> FeatureCounts:
+        """What :meth:`restore` goes back to."""
+        return FeatureCounts(
+            self.missing.copy(), self.out_of_range.copy(), self.out_of_vocabulary.copy()
+        )
+
+    def restore(self, earlier: FeatureCounts) -> None:
+        """Go back to earlier counts, in place."""
+        self.missing[:] = earlier.missing
+        self.out_of_range[:] = earlier.out_of_range
+        self.out_of_vocabulary[:] = earlier.out_of_vocabulary
+
 
 def _value_type(feature: Feature) -> Any:
     return float | None if feature.kind == "number" else str | int | float | None
@@ -220,6 +232,11 @@ class FeatureSchema:
             return self.raw_columns(dict(zip(self.names, zip(*values, strict=True), strict=True)))
         flat = list(chain.from_iterable(values))
         return np.array(flat, dtype=np.float64).reshape(len(rows), -1)
+
+    def encode(self, rows: Sequence[Mapping[str, Any]]) -> Matrix:
+        """Rows as objects of values that are valid -> float32 [B, C]."""
+        row_type = self.row_struct(forbid_unknown=False)
+        return self.matrix(self.raw_matrix([msgspec.convert(row, row_type) for row in rows]))
 
     def raw_columns(self, columns: Mapping[str, Collection[Any]]) -> RawMatrix:
         """Columns of equal length -> values with NaN for missing, float64 [B, C].

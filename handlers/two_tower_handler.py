@@ -1,14 +1,16 @@
 """Serves one tower of the two-tower model."""
 
+import json
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
+from handlers.base import CHUNK_ROWS, Vectors
 from handlers.feature_rows import FeatureRowsHandler, Scores
 from handlers.networks import load_network
 from handlers.networks.two_tower import ARCH_VERSION, META_FILE, WEIGHTS_FILE, TwoTower
-from handlers.schema import Matrix
+from handlers.schema import VOCABULARIES_FILE, FeatureSchema, Matrix
 
 
 class TwoTowerHandler(FeatureRowsHandler):
@@ -33,4 +35,15 @@ class TwoTowerHandler(FeatureRowsHandler):
     def score(self, matrix: Matrix) -> Scores:
         """Vectors of length 1, float32 [B, D]."""
         vectors: Scores = self.tower(torch.from_numpy(matrix).to(self.device)).cpu().numpy()
+        return vectors
+
+    @torch.inference_mode()
+    def embed_items(self, items: list[Any], model_dir: Path) -> Vectors:
+        """Vectors of items by their features."""
+        vocabularies = json.loads((model_dir / VOCABULARIES_FILE).read_text())
+        schema = FeatureSchema.from_json(self.meta["item_features"], vocabularies)
+        tower = load_network(TwoTower, model_dir / WEIGHTS_FILE, self.device).item
+        matrix = torch.from_numpy(schema.encode(items)).to(self.device)
+        parts = [tower(part) for part in torch.split(matrix, CHUNK_ROWS)]
+        vectors: Vectors = torch.cat(parts).cpu().numpy()
         return vectors

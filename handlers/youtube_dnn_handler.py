@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from msgspec.structs import astuple
 
-from handlers.base import Predictions, RecHandler
+from handlers.base import Predictions, RecHandler, Vectors
 from handlers.networks import load_network
 from handlers.networks.youtube_dnn import (
     ARCH_VERSION,
@@ -76,6 +76,15 @@ class YouTubeDNNHandler(RecHandler):
         matrix = self.schema.matrix(self.schema.raw_matrix(features), counts)
         users = torch.from_numpy(matrix).to(self.device)
         vectors: Predictions = self.network(users, self._indices(histories)).cpu().numpy()
+        return vectors
+
+    @torch.inference_mode()
+    def embed_items(self, items: list[Any], model_dir: Path) -> Vectors:
+        """The rows of the table that histories are read by."""
+        index = self.items.raw_columns({HISTORY_KEY: items})[:, 0].astype(np.int64)
+        table = self.network.item_vectors(torch.from_numpy(index).to(self.device))
+        vectors: Vectors = table.cpu().numpy()
+        vectors[index == OOV_INDEX] = np.nan
         return vectors
 
     def _indices(self, histories: tuple[list[Token | None], ...]) -> torch.Tensor:

@@ -37,16 +37,21 @@ def s3_server(log: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = Child.start("the S3 server", command, log, cwd=ROOT, env=os.environ)
     try:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not _listens(port):
-            server.check()
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the S3 server is not up after {START_TIMEOUT_S:.0f} s")
-            time.sleep(0.1)
+        wait_until_listening(server, port)
         yield f"http://127.0.0.1:{port}"
     finally:
         server.process.terminate()
         server.process.wait(STOP_TIMEOUT_S)
+
+
+def wait_until_listening(server: Child, port: int) -> None:
+    """Wait for a port of the loopback to be open."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not _listens(port):
+        server.check()
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{server.name} is not up after {START_TIMEOUT_S:.0f} s")
+        time.sleep(0.1)
 
 
 def _listens(port: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -111,11 +112,20 @@ def test_baselines_score_as_by_hand() -> None:
     assert near[x] == pytest.approx(2 / np.sqrt(6))
 
 
+class LastItems(sequences.SequencesEvaluation):
+    """What must not be asked is left out."""
+
+    def rows(self) -> list[Any]:
+        """None."""
+        return []
+
+
 def test_item_that_training_did_not_keep_is_a_miss() -> None:
     data = encode(LOG["user"], LOG["item"], min_count=1)
-    all_equal = sequences.reports(
-        "model", lambda holdout: np.zeros((len(holdout.users), 3)), data, exclude_history=False
-    )["model"]
+    ranks = LastItems(data, exclude_history=False).rank(
+        lambda holdout: np.zeros((len(holdout.users), 3))
+    )
+    all_equal = retrieval_report(ranks)
     assert all_equal["hr_at_10"] == 0.75  # q of c cannot be found
     assert all_equal["mrr"] == pytest.approx(0.75 / 2)
 

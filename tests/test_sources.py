@@ -9,21 +9,29 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from training.sources import (
-    DataError,
-    Splits,
-    check_labels,
-    data_sha256,
-    load_splits,
-    read_table,
-)
+from training import files, sources
+from training.sources import DataError, Splits, check_labels
 
 TABLE = pd.DataFrame({"price": [1.5, np.nan, 3.0], "age": [20, 30, 40], "city": ["a", None, "c"]})
+
+
+def read_table(path: Path, *columns: Any, **options: Any) -> pd.DataFrame:
+    return sources.read_table(files.find(str(path)).table, *columns, **options)
+
+
+def load_splits(path: Path, *columns: Any, **options: Any) -> Splits:
+    return sources.load_splits(files.find(str(path)), *columns, **options)
+
+
+def data_sha256(path: Path) -> str:
+    return files.find(str(path)).sha256()
 
 
 def write(table: pd.DataFrame, path: Path) -> Path:
     if path.suffix == ".parquet":
         table.to_parquet(path, index=False)
+    elif ".jsonl" in path.suffixes:
+        table.to_json(path, orient="records", lines=True)
     else:
         table.to_csv(path, index=False)
     return path
@@ -34,11 +42,13 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.parquet"])
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.parquet", "t.jsonl", "t.jsonl.gz"])
 def test_every_kind_of_file_reads_alike(tmp_path: Path, name: str) -> None:
     path = write(TABLE, tmp_path / name)
     table = read_table(path, ["age", "price"], ["city"], optional=["cross"])
-    expected = TABLE[["age", "price", "city"]].astype({"age": "float64", "city": "str"})
+    expected = TABLE[["age", "price", "city"]].astype(
+        {"age": "float32", "price": "float32", "city": "str"}
+    )
     pd.testing.assert_frame_equal(table, expected)
 
 

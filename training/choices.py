@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +18,12 @@ import pandas as pd
 import tyro
 
 from handlers.schema import FeatureSchema, Matrix
+from training.evaluation import ALL, HIT_RATE_RATIO, Answers, Evaluation, Results, Rows
 from training.features import fit_schema, to_matrix
-from training.rankers import golden_rows
-from training.retrieval import Indices, Scores, expected_ranks, retrieval_report
+from training.rankers import golden_rows, request_rows
+from training.retrieval import Indices, Ranks, Scores, expected_ranks, retrieval_report
 from training.runs import RunConfig, names
-from training.sources import DataError, Splits, check_labels, data_sha256, load_splits
+from training.sources import DataError, DataSet, Splits, check_labels, load_splits
 from training.worlds_two_tower import generate_choices, truth_path
 
 DEFAULT_DATA = Path("data/two_tower_data.csv")
@@ -42,8 +43,9 @@ class ChoicesConfig(RunConfig):
     """Where the data comes from.
 
     Attributes:
-        data_path: CSV or Parquet file, or a folder with a train, valid and test file; when left
-            out, a synthetic world with a known ceiling is generated into data/two_tower_data.csv.
+        data_path: A file, a folder with a train, valid and test file, a folder or pattern of files
+            that follow each other, or the s3:// URL of one of these; when left out, a synthetic
+            world with a known ceiling is generated into data/two_tower_data.csv.
         user_cols: Input columns of the user tower in its order, separated by commas.
         item_cols: Input columns of the item tower; with the item id among them it is embedded too.
         categorical: Those of both that are ids or strings, separated by commas.
@@ -53,7 +55,9 @@ class ChoicesConfig(RunConfig):
         time_column: Split one file by this column's order, instead of by a seeded shuffle.
     """
 
-    data_path: Annotated[Path | None, tyro.conf.arg(aliases=("--data",))] = None
+    column_flags: ClassVar[Sequence[str]] = ("user_cols", "item_cols", "categorical")
+
+    data_path: Annotated[str | None, tyro.conf.arg(aliases=("--data",))] = None
     user_cols: str = "user_age,user_gender"
     item_cols: str = "item_ctr,item_cvr,item_price"
     categorical: str = ""
@@ -112,10 +116,13 @@ class Choices:
         valid: Choices to select by.
         test: Choices to report.
         rejected: Of the training split.
+        train_frame: The training split before it was encoded.
+        test_frame: The users of the test split's choices before they were encoded, B rows.
+        item_frame: The items before they were encoded, N rows.
         oracle: The truth's own scores; None unless the data is the default world.
         golden_users: Raw request rows of the user tower.
         golden_items: The same for items.
-        sha256: Of the data's files.
+        sha256: Tells the data from other data.
     """
 
     user_schema: FeatureSchema
@@ -128,6 +135,9 @@ class Choices:
     valid: Chosen
     test: Chosen
     rejected: Rejected
+    train_frame: pd.DataFrame
+    test_frame: pd.DataFrame
+    item_frame: pd.DataFrame
     oracle: Scorer | None
     golden_users: list[dict[str, Any]]
     golden_items: list[dict[str, Any]]
@@ -140,14 +150,14 @@ def load(config: ChoicesConfig) -> Choices:
     Raises:
         DataError: If the data cannot be trained on; says where and why.
     """
-    path = config.data_path or DEFAULT_DATA
-    if config.data_path is None:
-        if not path.exists():
-            logger.info("no --data-path: generating a synthetic world in %s", path)
-        generate_choices(path)
+    if config.uses_default_data:
+        if not DEFAULT_DATA.exists():
+            logger.info("no --data-path: generating a synthetic world in %s", DEFAULT_DATA)
+        generate_choices(DEFAULT_DATA)
+    data = config.data(DEFAULT_DATA)
     user_cols, item_cols = names(config.user_cols), names(config.item_cols)
     id_col = config.item_id
-    splits = _read(path, config, user_cols, item_cols)
+    splits = _read(data, config, user_cols, item_cols)
     categorical = {*names(config.categorical), id_col}
     user_schema, item_schema = (
         fit_schema(splits.train, cols, [name for name in cols if name in categorical])
@@ -177,14 +187,19 @@ def load(config: ChoicesConfig) -> Choices:
         valid=chosen("valid"),
         test=chosen("test"),
         rejected=_rejected(_codes(every, user_cols), items, was_chosen, split_of == "train"),
-        oracle=_oracle(test_rows, item_ids) if config.data_path is None else None,
+        train_frame=splits.train,
+        test_frame=test_rows[user_cols],
+        item_frame=every.iloc[row_of][item_cols],
+        oracle=_oracle(test_rows, item_ids) if config.uses_default_data else None,
         golden_users=golden_rows(user_schema, splits.test),
         golden_items=golden_rows(item_schema, splits.test),
-        sha256=data_sha256(path),
+        sha256=data.sha256(*vars(splits).values()),
     )
 
 
-def _read(path: Path, config: ChoicesConfig, user_cols: list[str], item_cols: list[str]) -> Splits:
+def _read(
+    data: DataSet, config: ChoicesConfig, user_cols: list[str], item_cols: list[str]
+) -> Splits:
     both, categorical = [*user_cols, *item_cols], names(config.categorical)
     id_col = config.item_id
     if not user_cols or not item_cols:
@@ -199,7 +214,7 @@ def _read(path: Path, config: ChoicesConfig, user_cols: list[str], item_cols: li
         )
     tokens = list(dict.fromkeys([*categorical, id_col]))
     splits = load_splits(
-        path,
+        data,
         [*(name for name in both if name not in tokens), config.label],
         tokens,
         [] if config.item_id_col or id_col in both else [id_col],
@@ -259,30 +274,56 @@ def _oracle(test: pd.DataFrame, item_ids: Sequence[str]) -> Scorer | None:
     return lambda rows: probabilities[users[rows]]
 
 
-def reports(model: str, scorer: Scorer, data: Choices) -> dict[str, dict[str, float]]:
-    """How high the test split's items rank among all, beside popularity and the truth.
+class ChoicesEvaluation(Evaluation):
+    """Results are the ranks of the chosen items among all, [R], one for each choice."""
 
-    Args:
-        model: Name of the model's own report.
-        scorer: The model's scores.
-        data: The data set.
-    """
-    popularity = data.counts.astype(np.float64)
-    scorers: dict[str, Scorer] = {
-        model: scorer,
-        "popularity": lambda rows: np.tile(popularity, (len(data.test.items[rows]), 1)),
-    }
-    if data.oracle is not None:
-        scorers["oracle"] = data.oracle
-    found = {name: _report(scorer, data.test.items) for name, scorer in scorers.items()}
-    if "oracle" in found:
-        chance = min(1.0, 10 / len(data.item_ids))
-        for report in found.values():
-            report["gain"] = (report["hr_at_10"] - chance) / (found["oracle"]["hr_at_10"] - chance)
-    return found
+    primary = "hr_at_10"
+    min_ratio: Mapping[str, float] = {"hr_at_10": HIT_RATE_RATIO}
+    floor = "popularity"
+    # Every archive of a run carries both towers.
+    handler_config: ClassVar[Mapping[str, str]] = {"tower": "user"}
 
+    def __init__(self, data: Choices) -> None:
+        self.data = data
+        self.frame, self.data_sha256 = data.test_frame, data.sha256
+        self.train_frame = data.train_frame
+        self.chance = min(1.0, 10 / len(data.item_ids))
 
-def _report(scorer: Scorer, targets: Indices) -> dict[str, float]:
-    parts = [slice(i, i + _CHUNK_ROWS) for i in range(0, len(targets), _CHUNK_ROWS)]
-    ranks = [expected_ranks(scorer(part), targets[part]) for part in parts]
-    return dict(retrieval_report(np.concatenate(ranks), ks=(10, 50)))
+    def rows(self) -> list[Any]:
+        """The users' features."""
+        return request_rows(self.data.user_schema, self.data.test_frame)
+
+    def items(self) -> list[Any]:
+        """The items' features."""
+        return request_rows(self.data.item_schema, self.data.item_frame)
+
+    def results(self, answers: Answers) -> Results:
+        """Ranks by inner product."""
+        users = np.array(answers.predictions, dtype=np.float32)
+        return self.rank(lambda rows: users[rows] @ answers.item_vectors.T)
+
+    def rank(self, scorer: Scorer) -> Ranks:
+        """Ranks of the chosen items by the scores of all."""
+        targets = self.data.test.items
+        parts = [slice(i, i + _CHUNK_ROWS) for i in range(0, len(targets), _CHUNK_ROWS)]
+        return np.concatenate([expected_ranks(scorer(part), targets[part]) for part in parts])
+
+    def baselines(self) -> dict[str, Results]:
+        """Popularity and, on the default data, the truth."""
+        popularity = self.data.counts.astype(np.float64)
+        found = {
+            "popularity": self.rank(
+                lambda rows: np.tile(popularity, (len(self.data.test.items[rows]), 1))
+            )
+        }
+        if self.data.oracle is not None:
+            found["oracle"] = self.rank(self.data.oracle)
+        return found
+
+    def report(self, results: Results, rows: Rows = ALL) -> dict[str, float]:
+        """Hit rate, NDCG and MRR."""
+        return retrieval_report(results[rows], ks=(10, 50))
+
+    def ranks(self, results: Results) -> Results | None:
+        """The results themselves."""
+        return results

@@ -28,6 +28,8 @@ CROSSES = {
 MIN_TOKEN_COUNT = 2
 MAX_VOCABULARY = 1_000_000
 HASH_BUCKETS = 1 << 20
+# What is encoded at once; a large table's float64 values and token objects would fill the memory.
+ENCODED_ROWS = 1 << 18
 
 
 def computable_crosses(features: Sequence[str]) -> list[str]:
@@ -93,11 +95,15 @@ def _category(name: str, tokens: pd.Series) -> Feature:
 
 def to_matrix(schema: FeatureSchema, frame: pd.DataFrame) -> Matrix:
     """Encode the rows of a data frame as a request's rows would be, float32 [B, C]."""
-    columns = {}
-    for feature in schema.features:
-        if feature.name in frame:
-            values = frame[feature.name]
-            if feature.kind == "category":
-                values = values.astype(object).where(values.notna(), None)
-            columns[feature.name] = values.to_numpy()
-    return schema.matrix(schema.raw_columns(columns))
+    matrix = np.empty((len(frame), schema.n_columns), dtype=np.float32)
+    for start in range(0, len(frame), ENCODED_ROWS):
+        rows = slice(start, start + ENCODED_ROWS)
+        columns = {}
+        for feature in schema.features:
+            if feature.name in frame:
+                values = frame[feature.name].iloc[rows]
+                if feature.kind == "category":
+                    values = values.astype(object).where(values.notna(), None)
+                columns[feature.name] = values.to_numpy()
+        matrix[rows] = schema.matrix(schema.raw_columns(columns))
+    return matrix

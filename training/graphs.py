@@ -5,11 +5,10 @@ Shapes: N nodes, E edges.
 
 from __future__ import annotations
 
-import gzip
+import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,14 @@ import pandas as pd
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import minimum_spanning_tree
 
-from training import sources
-from training.sources import DataError
+from training.files import SUFFIXES, File
+from training.sources import DataError, DataSet, Source, read_table
 
 SOURCE, TARGET, WEIGHT = "source", "target", "weight"
 # Lines of two or three fields, without names of columns.
 LINE_SUFFIXES = (".edgelist", ".edgelist.gz", ".txt", ".txt.gz")
+# Of the file that a folder stands for.
+EDGES_STEM, EDGES_SUFFIXES = "edges", (*SUFFIXES, *LINE_SUFFIXES)
 COMMENTS = ("#", "%")
 
 Nodes = npt.NDArray[np.int64]
@@ -69,54 +70,36 @@ class Edges:
         return csr_array(one_way if self.directed else one_way + one_way.T)
 
 
-def edges_file(path: Path) -> Path:
-    """The file itself, or the file ``edges.<suffix>`` of a folder.
-
-    Raises:
-        DataError: A folder does not have exactly one.
-    """
-    if not path.is_dir():
-        return path
-    names = [f"edges{suffix}" for suffix in (*sources.SUFFIXES, *LINE_SUFFIXES)]
-    found = [name for name in names if (path / name).is_file()]
-    if len(found) != 1:
-        got = " and ".join(found) or "none"
-        raise DataError(f"{path}: expected one of {', '.join(names)}, got {got}")
-    return path / found[0]
-
-
-def read_edges(path: Path, *, directed: bool) -> Edges:
+def read_edges(data: DataSet) -> pd.DataFrame:
     """Read an edge list.
 
-    An edge that comes several times counts as one with the sum of the weights; in an undirected
-    graph that includes its reverse. Loops are left out.
-
     Args:
-        path: A .csv, .csv.gz or .parquet file with the columns source, target and, if it likes,
-            weight; or a .txt or .edgelist file, .gz or not, with ``source target [weight]`` a line
-            and comments after # or %.
-        directed: Whether edges point from source to target.
+        data: Tables with the columns source, target and, if they like, weight; or .txt or
+            .edgelist files with ``source target [weight]`` a line and comments after # or %.
+
+    Returns:
+        source and target as tokens, and weight, above 0, float32: an edge a row.
 
     Raises:
-        DataError: The file is absent or unreadable, an edge lacks a node or has a weight that is
-            not above 0, or no edge is left.
+        DataError: A file is unreadable or empty, or an edge lacks a node or has a weight that is
+            not above 0, or all are loops.
     """
-    is_lines = path.name.endswith(LINE_SUFFIXES)
-    if not is_lines and not path.name.endswith(sources.SUFFIXES):
-        suffixes = ", ".join((*sources.SUFFIXES, *LINE_SUFFIXES))
-        raise DataError(f"{path}: expected a file ending in {suffixes}")
-    source, target, weight = _read_lines(path) if is_lines else _read_table(path)
-    is_edge = source != target
-    if not is_edge.any():
-        raise DataError(f"{path}: expected an edge between two nodes, got only loops")
-    return _distinct(source[is_edge], target[is_edge], weight[is_edge], directed)
+    frames = [
+        _read_lines(part)
+        if isinstance(part, File) and part.path.endswith(LINE_SUFFIXES)
+        else _read_table(part)
+        for part in data.table
+    ]
+    edges = pd.concat(frames, ignore_index=True)
+    if (edges[SOURCE] == edges[TARGET]).all():
+        raise DataError(f"{data.name}: expected an edge between two nodes, got only loops")
+    return edges
 
 
-def _read_table(path: Path) -> tuple[Any, Any, Weights]:
-    table = sources.read_table(path, [], [SOURCE, TARGET], [WEIGHT])
-    first = 1 if path.suffix == ".parquet" else 2  # a CSV's header is its row 1
+def _read_table(part: Source) -> pd.DataFrame:
+    table = read_table([part], [], [SOURCE, TARGET], [WEIGHT])
     if WEIGHT not in table:
-        table[WEIGHT] = 1.0
+        table[WEIGHT] = np.float32(1)
     for name, fine, expected in (
         (SOURCE, table[SOURCE].notna(), "a node"),
         (TARGET, table[TARGET].notna(), "a node"),
@@ -125,32 +108,28 @@ def _read_table(path: Path) -> tuple[Any, Any, Weights]:
         if not fine.all():
             row = int(fine.argmin())
             got = "an empty cell" if pd.isna(table[name][row]) else f"{table[name][row]:g}"
-            where = f"{path}: row {row + first}, column {name}"
+            where = f"{part.name}: row {row + part.first_row}, column {name}"
             raise DataError(f"{where}: expected {expected}, got {got}")
-    weight = table[WEIGHT].to_numpy(np.float64)
-    return table[SOURCE].to_numpy(), table[TARGET].to_numpy(), weight
+    return table[[SOURCE, TARGET, WEIGHT]]
 
 
-def _read_lines(path: Path) -> tuple[Any, Any, Weights]:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
+def _read_lines(part: File) -> pd.DataFrame:
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            edges = list(_parse(path, file))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+        with part.open() as file:
+            edges = list(_parse(part.name, io.TextIOWrapper(file, encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{part.name}: cannot be read: {error}") from error
     if not edges:
-        raise DataError(f"{path}: has no edges")
-    source, target, weight = zip(*edges, strict=True)
-    return np.array(source, object), np.array(target, object), np.array(weight)
+        raise DataError(f"{part.name}: has no edges")
+    return pd.DataFrame(edges, columns=[SOURCE, TARGET, WEIGHT]).astype({WEIGHT: np.float32})
 
 
-def _parse(path: Path, lines: Iterable[str]) -> Iterable[tuple[str, str, float]]:
+def _parse(name: str, lines: Iterable[str]) -> Iterable[tuple[str, str, float]]:
     for number, line in enumerate(lines, start=1):
         fields = line.split()
         if not fields or fields[0].startswith(COMMENTS):
             continue
-        where = f"{path}: line {number}"
+        where = f"{name}: line {number}"
         if len(fields) not in (2, 3):
             got = line.strip()[:60]
             raise DataError(f'{where}: expected "source target [weight]", got "{got}"')
@@ -161,6 +140,22 @@ def _parse(path: Path, lines: Iterable[str]) -> Iterable[tuple[str, str, float]]
         if not 0 < weight < math.inf:
             raise DataError(f'{where}: expected a weight above 0, got "{fields[2]}"')
         yield fields[0], fields[1], weight
+
+
+def to_edges(table: pd.DataFrame, *, directed: bool) -> Edges:
+    """Number the nodes, and add up what joins the same two.
+
+    An edge that comes several times counts as one with the sum of the weights; in an undirected
+    graph that includes its reverse. Loops are left out.
+
+    Args:
+        table: As :func:`read_edges` returns it.
+        directed: Whether edges point from source to target.
+    """
+    table = table[table[SOURCE] != table[TARGET]]
+    weight = table[WEIGHT].to_numpy(np.float64)
+    source, target = table[SOURCE].to_numpy(object), table[TARGET].to_numpy(object)
+    return _distinct(source, target, weight, directed)
 
 
 def _distinct(source: Any, target: Any, weight: Weights, directed: bool) -> Edges:

@@ -6,14 +6,17 @@ Shapes: N nodes, B pairs of nodes, D embedding dim.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from scipy.sparse import csr_array
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from training.evaluation import ALL, Answers, Evaluation, Results, Rows
 from training.graphs import Edges, Nodes, non_edges
 from training.metrics import auc
 from training.retrieval import Scores, expected_ranks, retrieval_report
@@ -43,33 +46,82 @@ def baselines(train: Edges) -> dict[str, Scorer]:
     }
 
 
-def reports(
-    scorers: Mapping[str, Scorer], train: Edges, test: Edges, seed: int
-) -> dict[str, dict[str, float]]:
-    """Measure scores on edges that were held out.
+class LinksEvaluation(Evaluation):
+    """Edges that were held out, of very many a sample.
+
+    A result is the score of an edge, the score of a pair without one, and how high the target of
+    the edge stands among all nodes that its source is not known to be joined to, [R, 3].
 
     Args:
-        scorers: By name.
         train: The edges that are known.
-        test: The edges to find; of very many, a sample.
+        test: The edges to find.
         seed: Of the sample and of the pairs without an edge.
-
-    Returns:
-        By name, ``link_auc``, edges against as many pairs without one; and how high the target of
-        an edge stands among all nodes that its source is not known to be joined to.
+        oracle: The truth's scores, on synthetic data.
+        table: Source and target of the edges as they were read.
+        data_sha256: Tells the data from other data.
     """
-    edges = _sample(test, seed)
-    others = non_edges([train, test], len(edges), seed)
-    labels = np.repeat([1, 0], len(edges))
-    source, target = np.hstack(((edges.source, edges.target), others))
-    known = train.adjacency()
-    return {
-        name: {
-            "link_auc": auc(labels, _pair_scores(scorer, source, target, train.n_nodes)),
-            **retrieval_report(_ranks(scorer, edges, known)),
-        }
-        for name, scorer in scorers.items()
-    }
+
+    primary = "link_auc"
+    chance = 0.5
+    min_ratio: Mapping[str, float] = {"link_auc": 0.99}
+    floor = "popularity"
+
+    def __init__(
+        self,
+        train: Edges,
+        test: Edges,
+        seed: int,
+        oracle: Scorer | None,
+        table: pd.DataFrame,
+        data_sha256: str,
+    ) -> None:
+        self.train, self.test = train, test
+        self.oracle, self.train_frame, self.data_sha256 = oracle, table, data_sha256
+        self.edges = _sample(test, seed)
+        self.others = non_edges([train, test], len(self.edges), seed)
+        self.frame = pd.DataFrame(index=range(len(self.edges)))
+
+    def rows(self) -> list[Any]:
+        """None: an answer holds the nearest nodes only, and a score for every pair is needed."""
+        return []
+
+    def items(self) -> list[Any]:
+        """The nodes."""
+        return self.train.ids
+
+    def results(self, answers: Answers) -> Results:
+        """By the cosine, which for a node that the archive does not know is 0."""
+        return self.measure(cosine_scorer(np.nan_to_num(answers.item_vectors)))
+
+    def measure(self, scorer: Scorer) -> Results:
+        """The results of a scorer."""
+        edges, n_nodes = self.edges, self.train.n_nodes
+        return np.column_stack(
+            [
+                _pair_scores(scorer, edges.source, edges.target, n_nodes),
+                _pair_scores(scorer, *self.others, n_nodes),
+                _ranks(scorer, edges, self.train.adjacency()),
+            ]
+        )
+
+    def baselines(self) -> dict[str, Results]:
+        """Products of degrees, numbers of common neighbours and, on synthetic data, the truth."""
+        scorers = baselines(self.train)
+        if self.oracle is not None:
+            scorers["oracle"] = self.oracle
+        return {name: self.measure(scorer) for name, scorer in scorers.items()}
+
+    def report(self, results: Results, rows: Rows = ALL) -> dict[str, float]:
+        """``link_auc``, edges against as many pairs without one, and what ranks come to."""
+        joined, apart, ranks = results[rows].T
+        labels = np.repeat([1, 0], len(ranks))
+        link_auc = auc(labels, np.concatenate([joined, apart]))
+        return {"link_auc": link_auc, **retrieval_report(ranks)}
+
+    def ranks(self, results: Results) -> Results | None:
+        """Of the edges' targets."""
+        ranks: Results = results[:, 2]
+        return ranks
 
 
 def hadamard_auc(vectors: Vectors, train: Edges, test: Edges, seed: int) -> float:

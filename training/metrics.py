@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy import stats
+from scipy.special import entr
 from sklearn import metrics
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -49,7 +50,8 @@ def normalized_entropy(labels: Array, probs: Array) -> float:
 
     Below 1 the probabilities are worth more than the base rate alone.
     """
-    return logloss(labels, probs) / logloss(labels, np.full(len(labels), np.mean(labels)))
+    rate = np.mean(labels, dtype=np.float64)
+    return logloss(labels, probs) / float(entr(rate) + entr(1 - rate))
 
 
 def gauc(labels: Array, scores: Array, groups: Array) -> float:

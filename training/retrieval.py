@@ -1,6 +1,6 @@
 """Offline metrics of retrieval: where does the item that was chosen stand among all of them?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,7 @@ def expected_ranks(
     return ranks
 
 
-def retrieval_report(ranks: Ranks, ks: Sequence[int] = (10,)) -> Mapping[str, float]:
+def retrieval_report(ranks: Ranks, ks: Sequence[int] = (10,)) -> dict[str, float]:
     """Hit rate, NDCG and MRR of one right item a row.
 
     Args:

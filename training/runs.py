@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from handlers.schema import VOCABULARIES_FILE
 from training import artifacts
+from training.data_source import DataConfig
 from training.fit import TrainingError
 from training.sources import DataError
 
@@ -19,7 +20,7 @@ INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(DataConfig):
     """A training run.
 
     Attributes:
@@ -27,6 +28,9 @@ class RunConfig:
         seed: Of the split, the weights and the order of the rows.
         artifacts_dir: Artifacts go to <artifacts_dir>/<model>/<version>/.
     """
+
+    # Flags that list input columns, separated by commas.
+    column_flags: ClassVar[Sequence[str]] = ()
 
     version: str = field(default_factory=artifacts.new_version)
     seed: int = 0
@@ -94,7 +98,7 @@ def writing_artifacts(
                 "model_version": config.version,
                 **meta,
                 "seed": config.seed,
-                "hyperparameters": asdict(config),
+                "hyperparameters": config.public(),
                 "metrics": reports[model],
             },
         )
@@ -111,7 +115,8 @@ def run(train: Callable[[Config], Path], config: Config) -> int:
         artifacts.check_version(config.version)
         folder = train(config)
     except (DataError, artifacts.ArtifactError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; no artifacts were written", file=sys.stderr)

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,18 +17,20 @@ import pandas as pd
 import torch
 import tyro
 from scipy import sparse
+from scipy.special import expit
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
 
 from handlers.schema import Feature, FeatureSchema
 from handlers.token_bags import TokenBags, words
 from training import worlds_search
+from training.evaluation import ALL, HIT_RATE_RATIO, Answers, Evaluation, Results, Rows
 from training.features import fit_schema, to_matrix
-from training.metrics import auc, gauc, ranking_report
-from training.rankers import golden_rows
+from training.metrics import ranking_report
+from training.rankers import golden_rows, request_rows
 from training.retrieval import Indices, Scores, expected_ranks, retrieval_report
 from training.runs import RunConfig, names
-from training.sources import DataError, check_labels, data_sha256, load_splits
+from training.sources import DataError, check_labels, load_splits
 
 DEFAULT_DATA = Path("data/searches")
 DEFAULT_TEXT_DATA = Path("data/text_searches")
@@ -55,9 +57,10 @@ class SearchConfig(RunConfig):
     """Where the data comes from: rows of a query, a document and whether it was meant.
 
     Attributes:
-        data_path: CSV or Parquet file, or a folder with a train, valid and test file; when left
-            out, a synthetic world with a known ceiling is generated into data/searches or, with
-            --text, data/text_searches.
+        data_path: A file, a folder with a train, valid and test file, a folder or pattern of files
+            that follow each other, or the s3:// URL of one of these; when left out, a synthetic
+            world with a known ceiling is generated into data/searches or, with --text,
+            data/text_searches.
         text: A query is a text, and so is a document, instead of columns of features.
         query_cols: Columns of a query in the model's order, separated by commas; one with --text.
         doc_cols: The same for a document.
@@ -68,7 +71,9 @@ class SearchConfig(RunConfig):
         time_column: Split one file by this column's order, instead of by a seeded shuffle.
     """
 
-    data_path: Annotated[Path | None, tyro.conf.arg(aliases=("--data",))] = None
+    column_flags: ClassVar[Sequence[str]] = ("query_cols", "doc_cols", "categorical")
+
+    data_path: Annotated[str | None, tyro.conf.arg(aliases=("--data",))] = None
     text: bool = False
     query_cols: str = ""
     doc_cols: str = ""
@@ -143,6 +148,7 @@ class SearchData:
     Attributes:
         query_columns: How queries are encoded.
         doc_columns: How documents are.
+        train_frame: The training split before it was encoded.
         train: Pairs to fit.
         valid: Pairs to select and to calibrate by.
         test: Pairs to report.
@@ -153,11 +159,12 @@ class SearchData:
         labelled: Whether some pairs say that a document was not meant.
         oracle: The truth of each pair of the test split as it is in its file: probability of the
             label, or rank of the document; None unless the data is synthetic.
-        sha256: Of the data's files.
+        sha256: Tells the data from other data.
     """
 
     query_columns: FeatureColumns | TextColumn
     doc_columns: FeatureColumns | TextColumn
+    train_frame: pd.DataFrame
     train: Searches
     valid: Searches
     test: Searches
@@ -182,7 +189,10 @@ def load(config: SearchConfig) -> SearchData:
     Raises:
         DataError: If the data cannot be trained on; says where and why.
     """
-    path = config.data_path or _default_data(config.text)
+    default = DEFAULT_TEXT_DATA if config.text else DEFAULT_DATA
+    if config.uses_default_data:
+        _generate(default, config.text)
+    data = config.data(default)
     query_cols, doc_cols = _columns(config)
     columns, categorical = [*query_cols, *doc_cols], names(config.categorical)
     if stray := [name for name in categorical if name not in columns]:
@@ -191,7 +201,7 @@ def load(config: SearchConfig) -> SearchData:
         )
     tokens = columns if config.text else categorical
     splits = load_splits(
-        path,
+        data,
         [name for name in columns if name not in tokens],
         [*tokens, config.doc_id],
         [config.doc_id, config.label],
@@ -202,9 +212,11 @@ def load(config: SearchConfig) -> SearchData:
     if labelled:
         check_labels(splits, [config.label])
     elif config.label == DEFAULT_LABEL:
-        logger.info("%s: no column %s, so every document was meant", path, config.label)
+        logger.info("%s: no column %s, so every document was meant", data.name, config.label)
     else:
-        raise DataError(f"{path}: missing column {config.label}; leave --label out if all match")
+        raise DataError(
+            f"{data.name}: missing column {config.label}; leave --label out if all match"
+        )
 
     encoders: list[FeatureColumns | TextColumn] = [
         TextColumn(*cols)
@@ -224,6 +236,7 @@ def load(config: SearchConfig) -> SearchData:
     return SearchData(
         query_columns=query_columns,
         doc_columns=doc_columns,
+        train_frame=splits.train,
         train=train,
         valid=valid,
         test=test,
@@ -232,20 +245,18 @@ def load(config: SearchConfig) -> SearchData:
         n_known=int(train.docs.max()) + 1,
         doc_rows=_doc_rows(every, config.doc_id, docs, doc_frame),
         labelled=labelled,
-        oracle=_truth(path) if config.data_path is None else None,
-        sha256=data_sha256(path),
+        oracle=_truth(default) if config.uses_default_data else None,
+        sha256=data.sha256(*vars(splits).values()),
     )
 
 
-def _default_data(text: bool) -> Path:
-    path = DEFAULT_TEXT_DATA if text else DEFAULT_DATA
+def _generate(path: Path, text: bool) -> None:
     if not path.exists():
         logger.info("no --data-path: generating a synthetic world in %s", path)
     if text:
         worlds_search.generate_text_searches(path)
     else:
         worlds_search.generate_feature_searches(path)
-    return path
 
 
 def _truth(folder: Path) -> npt.NDArray[np.float64]:
@@ -338,55 +349,101 @@ def calibration_pairs(data: SearchData, split: Searches) -> tuple[Tensor, Tensor
     return queries, torch.arange(n_docs).repeat(n_queries), labels.ravel()
 
 
-def ranking(data: SearchData, queries: Vectors, docs: Vectors) -> dict[str, float]:
-    """How well inner products rank the test split's documents.
+class SearchEvaluation(Evaluation):
+    """A result is the probability that a pair's document was meant, or without labels its rank.
 
     Args:
         data: The data set.
-        queries: Vectors of the test split's queries, [B, K].
-        docs: Vectors of all documents, [N, K].
-
-    Returns:
-        Of labelled pairs ``auc`` and ``gauc``, which is by query and left out where no query has
-        both labels; else ``hr_at_k`` and so on of the document that was meant among all.
     """
-    owner, found = data.test.owner.numpy(), data.test.docs.numpy()
-    chunks = np.split(np.arange(len(owner)), range(_CHUNK_ROWS, len(owner), _CHUNK_ROWS))
-    if data.labelled:
-        scores = np.concatenate(
-            [(_dense(queries[owner[c]]) * _dense(docs[found[c]])).sum(axis=1) for c in chunks]
-        )
-        labels = data.test.labels.numpy()
-        by_query = gauc(labels, scores, owner)  # NaN when no query has both labels
-        return {"auc": auc(labels, scores)} | ({} if np.isnan(by_query) else {"gauc": by_query})
-    ranks = [expected_ranks((docs @ _dense(queries[owner[c]]).T).T, found[c]) for c in chunks]
-    return dict(retrieval_report(np.concatenate(ranks), TOP_K))
+
+    floor = "popularity"
+    groups: Indices
+
+    def __init__(self, data: SearchData) -> None:
+        self.data, self.data_sha256 = data, data.sha256
+        self.train_frame = data.train_frame
+        owner = data.test.owner.numpy()
+        self.frame = data.test.frame.iloc[owner]
+        self.groups = owner
+        self.labels = data.test.labels.numpy()
+        if data.labelled:
+            self.primary, self.chance = "auc", 0.5
+            self.min_ratio, self.max_ratio = {"auc": 0.99}, {"logloss": 1.01}
+        else:
+            self.primary, self.chance = "hr_at_10", min(1.0, 10 / len(data.docs))
+            self.min_ratio = {"hr_at_10": HIT_RATE_RATIO}
+
+    def rows(self) -> list[Any]:
+        """The distinct queries."""
+        return request_rows(self.data.query_columns.schema, self.data.test.frame)
+
+    def items(self) -> list[Any]:
+        """The documents."""
+        return request_rows(self.data.doc_columns.schema, self.data.doc_frame)
+
+    def results(self, answers: Answers) -> Results:
+        """By the cosine; labelled pairs by the probability that the archive's meta makes of it."""
+        results = self.score(np.array(answers.predictions, np.float32), answers.item_vectors)
+        if not self.data.labelled:
+            return results
+        calibration = answers.meta["calibration"]
+        probabilities: Results = expit(calibration["slope"] * results + calibration["intercept"])
+        return probabilities
+
+    def score(self, queries: Vectors, docs: Vectors) -> Results:
+        """Inner products of labelled pairs, else the rank of what was meant among all documents.
+
+        Args:
+            queries: Vectors of the test split's queries, [B, K].
+            docs: Vectors of all documents, [N, K].
+        """
+        owner, found = self.groups, self.data.test.docs.numpy()
+        chunks = np.split(np.arange(len(owner)), range(_CHUNK_ROWS, len(owner), _CHUNK_ROWS))
+        if self.data.labelled:
+            products = [_dense(queries[owner[c]]) * _dense(docs[found[c]]) for c in chunks]
+            return np.concatenate([product.sum(axis=1) for product in products])
+        ranks = [expected_ranks((docs @ _dense(queries[owner[c]]).T).T, found[c]) for c in chunks]
+        return np.concatenate(ranks)
+
+    def baselines(self) -> dict[str, Results]:
+        """Popularity, shared words and, on synthetic data, the truth."""
+        data, n_docs = self.data, len(self.data.docs)
+        meant = torch.bincount(data.train.docs, data.train.labels, minlength=n_docs).numpy()
+        if data.labelled:  # the rate, drawn to the mean where there are few pairs
+            meant = (meant + data.train.labels.mean().item()) / (
+                torch.bincount(data.train.docs, minlength=n_docs).numpy() + 1
+            )
+        constant = np.ones((len(data.test.queries), 1))
+        found = {"popularity": self.score(constant, meant[:, None])}
+        if isinstance(data.docs, TokenBags):
+            texts = [frame.iloc[:, 0].fillna("") for frame in (data.train.frame, data.doc_frame)]
+            tfidf = TfidfVectorizer(analyzer=words)
+            tfidf.fit(pd.concat([texts[0], texts[1][: data.n_known]]))
+            asked = tfidf.transform(data.test.frame.iloc[:, 0].fillna(""))
+            found["TF-IDF"] = self.score(asked, tfidf.transform(texts[1]))
+        if data.oracle is not None:
+            found["oracle"] = data.oracle[data.test.order]
+        return found
+
+    def report(self, results: Results, rows: Rows = ALL) -> dict[str, float]:
+        """Of labelled pairs what a ranker's are, gauc by query where one has both labels."""
+        if not self.data.labelled:
+            return retrieval_report(results[rows], TOP_K)
+        labels = self.labels[rows]
+        if len(np.unique(labels)) < 2:
+            return {}
+        report = ranking_report(labels, results[rows], self.groups[rows])
+        return {name: value for name, value in report.items() if not np.isnan(value)}
+
+    def probabilities(self, results: Results) -> tuple[Results, Results] | None:
+        """Of labelled pairs."""
+        return (self.labels, results) if self.data.labelled else None
+
+    def ranks(self, results: Results) -> Results | None:
+        """Of pairs without labels."""
+        return None if self.data.labelled else results
 
 
 def _dense(vectors: Vectors) -> Scores:
     dense: Scores = vectors.toarray() if sparse.issparse(vectors) else vectors
     return dense
-
-
-def baselines(data: SearchData) -> dict[str, dict[str, float]]:
-    """Reports of popularity, of shared words and, on synthetic data, of the truth."""
-    n_docs = len(data.docs)
-    meant = torch.bincount(data.train.docs, data.train.labels, minlength=n_docs).numpy()
-    if data.labelled:  # the rate, drawn to the mean where there are few pairs
-        meant = (meant + data.train.labels.mean().item()) / (
-            torch.bincount(data.train.docs, minlength=n_docs).numpy() + 1
-        )
-    constant = np.ones((len(data.test.queries), 1))
-    reports = {"popularity": ranking(data, constant, meant[:, None])}
-    if isinstance(data.docs, TokenBags):
-        texts = [frame.iloc[:, 0].fillna("") for frame in (data.train.frame, data.doc_frame)]
-        tfidf = TfidfVectorizer(analyzer=words).fit(pd.concat([texts[0], texts[1][: data.n_known]]))
-        asked = tfidf.transform(data.test.frame.iloc[:, 0].fillna(""))
-        reports["TF-IDF"] = ranking(data, asked, tfidf.transform(texts[1]))
-    if data.oracle is not None:
-        reports["oracle"] = (
-            ranking_report(data.test.labels.numpy(), data.oracle[data.test.order])
-            if data.labelled
-            else dict(retrieval_report(data.oracle, TOP_K))
-        )
-    return reports

@@ -7,7 +7,7 @@ vocabulary plus 2, after 0 for none and 1 for one that training did not keep.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ import pandas as pd
 from scipy import sparse
 
 from handlers.schema import FIRST_TOKEN_INDEX, OOV_INDEX
-from training.retrieval import Indices, Scores, expected_ranks, retrieval_report
-from training.sources import DataError, read_table, time_order
+from training.evaluation import ALL, HIT_RATE_RATIO, Answers, Evaluation, Results, Rows
+from training.retrieval import Indices, Ranks, Scores, expected_ranks, retrieval_report
+from training.sources import DataError
 from training.worlds_sequences import TOKENS_TRUTH_FILE, USERS_TRUTH_FILE
 
 # ItemKNN compares the items of so many users at most; the rest would change little.
@@ -26,8 +27,6 @@ MAX_KNN_USERS = 20_000
 MAX_HOLDOUT_USERS = 20_000
 # Scores in memory at once.
 _CHUNK_SCORES = 1 << 22
-
-Reports = dict[str, dict[str, float]]
 
 logger = logging.getLogger(__name__)
 
@@ -105,26 +104,6 @@ class Sequences:
         )
 
 
-def read_log(
-    path: Path, categorical: Sequence[str], time_column: str, numeric: Sequence[str] = ()
-) -> pd.DataFrame:
-    """Read interactions, the oldest first.
-
-    Args:
-        path: CSV or Parquet file.
-        categorical: Columns of ids or other tokens.
-        time_column: Column to sort by; empty for a file that is in order.
-        numeric: Columns of numbers.
-
-    Raises:
-        DataError: If the file cannot be read so.
-    """
-    table = read_table(path, numeric, categorical)
-    if time_column:
-        table = table.iloc[time_order(path, time_column)]
-    return table.reset_index(drop=True)
-
-
 def encode(
     users: pd.Series[Any],
     items: pd.Series[Any],
@@ -176,51 +155,72 @@ def encode(
     )
 
 
-def reports(
-    model: str, scorer: Scorer, data: Sequences, exclude_history: bool, world: Path | None = None
-) -> Reports:
-    """How high the last item of each user ranks among all, beside the baselines and the truth.
+class SequencesEvaluation(Evaluation):
+    """Results are the ranks of the last items of sequences among all, [R], one for each.
+
+    An item that training did not keep cannot be found: its rank is infinite.
 
     Args:
-        model: Name of the model's own report.
-        scorer: The model's scores.
         data: The data set.
         exclude_history: Whether the items of a history do not compete.
         world: Folder of the synthetic world that the data is.
     """
-    train, n_items = data.train, len(data.vocabulary)
-    scorers = {
-        model: scorer,
-        "popularity": popularity(train, n_items),
-        "last item": last_item(train, n_items),
-        "item_knn": item_knn(train, n_items),
-    }
-    if world is not None:
-        scorers["oracle"] = oracle(world, data)
-    holdout = data.test
-    found = {
-        name: _report(scorer, holdout, n_items, exclude_history) for name, scorer in scorers.items()
-    }
-    if "oracle" in found:
-        chance = min(1.0, 10 / n_items)
-        for report in found.values():
-            report["gain"] = (report["hr_at_10"] - chance) / (found["oracle"]["hr_at_10"] - chance)
-    return found
 
+    primary = "hr_at_10"
+    min_ratio: Mapping[str, float] = {"hr_at_10": HIT_RATE_RATIO}
 
-def _report(
-    scorer: Scorer, holdout: Holdout, n_items: int, exclude_history: bool
-) -> dict[str, float]:
-    ranks, n_rows = [], max(1, _CHUNK_SCORES // n_items)
-    for start in range(0, len(holdout.users), n_rows):
-        part = holdout[start : start + n_rows]
-        excluded = _one_hot(part.histories, n_items).toarray() > 0
-        # An item that training did not keep cannot be found: a miss.
-        found = part.targets >= FIRST_TOKEN_INDEX
-        targets = np.where(found, part.targets - FIRST_TOKEN_INDEX, 0)
-        expected = expected_ranks(scorer(part), targets, excluded if exclude_history else None)
-        ranks.append(np.where(found, expected, np.inf))
-    return dict(retrieval_report(np.concatenate(ranks)))
+    def __init__(self, data: Sequences, exclude_history: bool, world: Path | None = None) -> None:
+        self.sequences, self.exclude_history, self.world = data, exclude_history, world
+        self.holdout = data.test
+        self.chance = min(1.0, 10 / len(data.vocabulary))
+
+    def items(self) -> list[Any]:
+        """The vocabulary."""
+        return list(self.sequences.vocabulary)
+
+    def results(self, answers: Answers) -> Results:
+        """Ranks by inner product; items that the archive does not know come last."""
+        vectors = np.array(answers.predictions, dtype=np.float32)
+        items = np.nan_to_num(answers.item_vectors)
+        known = ~np.isnan(answers.item_vectors).any(axis=1)
+        row = np.zeros(len(self.sequences.users), dtype=np.int64)
+        row[self.holdout.users] = np.arange(len(self.holdout.users))
+        return self.rank(lambda part: np.where(known, vectors[row[part.users]] @ items.T, -np.inf))
+
+    def rank(self, scorer: Scorer) -> Ranks:
+        """Ranks of the last items by the scores of all."""
+        ranks, n_items = [], len(self.sequences.vocabulary)
+        n_rows = max(1, _CHUNK_SCORES // n_items)
+        for start in range(0, len(self.holdout.users), n_rows):
+            part = self.holdout[start : start + n_rows]
+            excluded = _one_hot(part.histories, n_items).toarray() > 0
+            found = part.targets >= FIRST_TOKEN_INDEX
+            targets = np.where(found, part.targets - FIRST_TOKEN_INDEX, 0)
+            expected = expected_ranks(
+                scorer(part), targets, excluded if self.exclude_history else None
+            )
+            ranks.append(np.where(found, expected, np.inf))
+        return np.concatenate(ranks)
+
+    def baselines(self) -> dict[str, Results]:
+        """Popularity, the last item's successors, ItemKNN and, on synthetic data, the truth."""
+        train, n_items = self.sequences.train, len(self.sequences.vocabulary)
+        scorers = {
+            "popularity": popularity(train, n_items),
+            "last item": last_item(train, n_items),
+            "item_knn": item_knn(train, n_items),
+        }
+        if self.world is not None:
+            scorers["oracle"] = oracle(self.world, self.sequences)
+        return {name: self.rank(scorer) for name, scorer in scorers.items()}
+
+    def report(self, results: Results, rows: Rows = ALL) -> dict[str, float]:
+        """Hit rate, NDCG and MRR."""
+        return retrieval_report(results[rows])
+
+    def ranks(self, results: Results) -> Results | None:
+        """The results themselves."""
+        return results
 
 
 def popularity(train: Sequence[Indices], n_items: int) -> Scorer:

@@ -1,33 +1,104 @@
-"""Reading data: a CSV or Parquet file, or a folder of three, becomes checked data frames.
+"""Reading data: record batches, wherever they come from, become checked data frames.
 
-All that can be wrong with a file is found here, before training starts, and told with the file, the
-row and the column. Numbers come out as float64, categories as text tokens, missing cells as NaN.
+All that can be wrong with a table is found here, before training starts, and told with its name,
+the row and the column. Numbers come out as float32, categories as text tokens, missing cells as
+NaN.
 """
+
+from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
+import pyarrow.compute as pc
+from tqdm import tqdm
 
 SPLIT_NAMES = ("train", "valid", "test")
-SUFFIXES = (".csv", ".csv.gz", ".parquet")
 
-# With several threads, an error does not say in which row it is.
-_ONE_THREAD = pyarrow.csv.ReadOptions(use_threads=False)
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
+_HASHED_ROWS = 1 << 20  # rows whose tokens are in memory as objects at once
+
+Numbers = npt.NDArray[np.float32]
 
 
 class DataError(ValueError):
     """The data cannot be trained on; the message says where, what was expected and what came."""
+
+
+class Source(Protocol):
+    """Rows in an order: of a file, or of a query."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    def first_row(self) -> int:
+        """The number that messages give its first row."""
+
+    def columns(self) -> list[str]:
+        """Names of all columns."""
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Stream the rows, whole or with an error.
+
+        Args:
+            columns: Those to read; a batch may have more.
+
+        Raises:
+            DataError: The source cannot be read to its end.
+            OSError: The same.
+            pa.ArrowException: The same.
+        """
+
+    def sha256(self) -> str | None:
+        """Hash of the content; None where only reading the rows shows it."""
+
+
+# Sources whose rows follow each other.
+Table = Sequence[Source]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Where the rows are.
+
+    Attributes:
+        name: For messages.
+        tables: By split; a single one, without a name, when it is still to be cut.
+    """
+
+    name: str
+    tables: Mapping[str, Table]
+
+    @property
+    def table(self) -> Table:
+        """All rows."""
+        return [source for table in self.tables.values() for source in table]
+
+    def sha256(self, *frames: pd.DataFrame) -> str:
+        """Tell this data from other data.
+
+        Args:
+            frames: What was read of it: tells the rows of a query, in whatever order they come.
+
+        Returns:
+            64 hexadecimal digits.
+        """
+        digests = [source.sha256() for source in self.table]
+        known = [digest for digest in digests if digest is not None]
+        if len(known) < len(digests):
+            hashes = np.concatenate([row_hashes(frame) for frame in frames])
+            return hashlib.sha256(np.sort(hashes).tobytes()).hexdigest()
+        return known[0] if len(known) == 1 else hashlib.sha256("".join(known).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -40,52 +111,99 @@ class Splits:
 
 
 def read_table(
-    path: Path,
+    table: Table,
     numeric: Sequence[str],
     categorical: Sequence[str] = (),
     optional: Sequence[str] = (),
+    *,
+    order_by: str | None = None,
 ) -> pd.DataFrame:
-    """Read the named columns of one file.
+    """Read the named columns.
 
     Args:
-        path: A .csv, .csv.gz or .parquet file.
+        table: Where the rows are.
         numeric: Columns to read as numbers.
         categorical: Columns to read as tokens; 196, 196.0 and "196" are all the token "196".
         optional: Columns, numeric unless they are among the categorical ones, that are left out
-            when the file does not have them.
+            when the table does not have them.
+        order_by: Column of numbers or ISO dates to sort the rows by, the oldest first; rows of one
+            time stay in the table's order.
 
     Returns:
-        The columns in the order named, float64 the numeric ones, `str` the categorical ones; a
+        The columns in the order named, float32 the numeric ones, `str` the categorical ones; a
         missing cell is NaN in both.
 
     Raises:
-        DataError: The file is absent, unreadable or empty, lacks a column, or has a numeric cell
-            that is not a finite float32 number.
+        DataError: The table is unreadable or empty, lacks columns, or has cells that are not what
+            they should be. All of it is told in one message, a line each; of the cells, the first
+            wrong one of each column.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    if not path.name.endswith(SUFFIXES):
-        raise DataError(f"{path}: expected a file ending in {', '.join(SUFFIXES)}")
-    try:
-        available = _column_names(path)
-        named = dict.fromkeys([*numeric, *optional, *categorical])
-        wanted = [name for name in named if name in available or name not in optional]
-        _check_columns(path, wanted, available)
-        columns = _read_columns(path, wanted)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    if columns[wanted[0]].empty:
-        raise DataError(f"{path}: has no rows, only column names")
-    return pd.DataFrame(
+    frame, problems = _read(table, numeric, categorical, optional, order_by)
+    if problems:
+        raise DataError("\n".join(problems))
+    return frame
+
+
+def _read(
+    table: Table,
+    numeric: Sequence[str],
+    categorical: Sequence[str],
+    optional: Sequence[str],
+    order_by: str | None,
+) -> tuple[pd.DataFrame, list[str]]:
+    """The frame of :func:`read_table`, and what is wrong with it: then it is of no use."""
+    named = dict.fromkeys([*numeric, *optional, *categorical])
+    wanted: list[str] = []
+    numbers: dict[str, list[Numbers]] = defaultdict(list)
+    tokens: dict[str, list[pa.Array]] = defaultdict(list)
+    times: list[pa.Array] = []
+    rows = _RowNames()
+    problems: list[str] = []
+    wrong_cells: dict[str, str] = {}
+    with tqdm(unit="row", unit_scale=True, delay=1, disable=None, leave=False) as bar:
+        for source in table:
+            try:
+                available = source.columns()
+                wanted = wanted or [n for n in named if n in available or n not in optional]
+                expected = list(dict.fromkeys([*wanted, *([order_by] if order_by else [])]))
+                if problem := _column_problem(expected, available):
+                    problems.append(f"{source.name}: {problem}")
+                read = [name for name in expected if available.count(name) == 1]
+                for batch in source.batches(read) if read else ():
+                    first = rows.total
+                    rows.add(source, len(batch))
+                    for name in read:
+                        if name in categorical:
+                            tokens[name].append(_texts(batch.column(name)))
+                        elif name in named:
+                            values, wrong = _numbers(batch.column(name))
+                            numbers[name].append(values)
+                            if wrong:
+                                place = rows.cell(first + wrong[0], name)
+                                wrong_cells.setdefault(name, f"{place}: {wrong[1]}")
+                        if name == order_by:
+                            times.append(_texts(batch.column(name)))
+                    bar.update(len(batch))
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(f"{source.name}: cannot be read: {error}") from error
+    problems += wrong_cells.values()
+    if not problems and not rows.total:
+        problems.append(f"{table[0].name}: has no rows, only column names")
+    if problems:
+        return pd.DataFrame(), problems
+    frame = pd.DataFrame(
         {
-            name: _tokens(column) if name in categorical else _numbers(path, name, column)
-            for name, column in columns.items()
+            name: _tokens(tokens.pop(name)) if name in tokens else np.concatenate(numbers.pop(name))
+            for name in wanted
         }
     )
+    if order_by:
+        frame = frame.iloc[_time_order(_tokens(times), rows, order_by)].reset_index(drop=True)
+    return frame, []
 
 
 def load_splits(
-    data_path: Path,
+    data: DataSet,
     numeric: Sequence[str],
     categorical: Sequence[str] = (),
     optional: Sequence[str] = (),
@@ -96,58 +214,34 @@ def load_splits(
     """Read a data set as train, valid and test split.
 
     Args:
-        data_path: A folder with a file each for train, valid and test, or one file that is cut
-            80/10/10.
+        data: With a table for each, or one that is cut 80/10/10.
         numeric: As for `read_table`.
         categorical: As for `read_table`.
         optional: As for `read_table`.
-        seed: Seed of the shuffle before one file is cut.
-        time_column: Numbers or ISO dates to sort one file by instead; the latest rows are the test.
+        seed: Seed of the shuffle before one table is cut.
+        time_column: Numbers or ISO dates to sort one table by instead; the latest rows are the
+            test.
 
     Returns:
         The splits, each with the columns that `read_table` gives.
 
     Raises:
-        DataError: As `read_table`; or a split's file is absent, or one file is too short to cut.
+        DataError: As `read_table`; or one table is too short to cut.
     """
-    if data_path.is_dir():
-        paths = [_split_file(data_path, split) for split in SPLIT_NAMES]
-        return Splits(*(read_table(path, numeric, categorical, optional) for path in paths))
+    if set(data.tables) == set(SPLIT_NAMES):
+        columns = numeric, categorical, optional, None
+        read = [_read(data.tables[split], *columns) for split in SPLIT_NAMES]
+        if problems := [problem for _, found in read for problem in found]:
+            raise DataError("\n".join(problems))
+        return Splits(*(frame for frame, _ in read))
 
-    table = read_table(data_path, numeric, categorical, optional)
-    if len(table) < 10:
-        raise DataError(f"{data_path}: expected 10 rows or more to cut 80/10/10, got {len(table)}")
+    frame = read_table(data.table, numeric, categorical, optional, order_by=time_column)
+    if len(frame) < 10:
+        raise DataError(f"{data.name}: expected 10 rows or more to cut 80/10/10, got {len(frame)}")
     if time_column is None:
-        table = table.sample(frac=1, random_state=seed)
-    else:
-        table = table.iloc[time_order(data_path, time_column)]
-    table = table.reset_index(drop=True)
-    first_valid, first_test = len(table) * 8 // 10, len(table) * 9 // 10
-    return Splits(table[:first_valid], table[first_valid:first_test], table[first_test:])
-
-
-def time_order(path: Path, name: str) -> npt.NDArray[np.intp]:
-    """The rows of a file from the oldest to the latest, equal ones in the file's order.
-
-    Args:
-        path: As for `read_table`.
-        name: Column of numbers or ISO dates.
-
-    Returns:
-        Row numbers, [rows].
-
-    Raises:
-        DataError: A cell of the column is neither.
-    """
-    values = read_table(path, (), (name,))[name]
-    times, expected = pd.to_numeric(values, errors="coerce"), "a number, as in the first row"
-    if np.isnan(times[0]):
-        times = pd.to_datetime(values, format="ISO8601", errors="coerce", utc=True)
-        expected = "an ISO 8601 date"
-    if times.hasnans:
-        index = int(times.isna().argmax())
-        raise DataError(f'{_cell(path, index, name)}: expected {expected}, got "{values[index]}"')
-    return np.argsort(times.to_numpy(), kind="stable")
+        frame = frame.sample(frac=1, random_state=seed).reset_index(drop=True)
+    first_valid, first_test = len(frame) * 8 // 10, len(frame) * 9 // 10
+    return Splits(frame[:first_valid], frame[first_valid:first_test], frame[first_test:])
 
 
 def check_labels(splits: Splits, binary: Sequence[str], nonnegative: Sequence[str] = ()) -> None:
@@ -159,117 +253,118 @@ def check_labels(splits: Splits, binary: Sequence[str], nonnegative: Sequence[st
         nonnegative: Targets of regression: 0 or more, not all 0.
 
     Raises:
-        DataError: Names the split, the column and the first wrong value.
+        DataError: Names each split and column that is wrong, and the first wrong value.
     """
-    for split, table in vars(splits).items():
-        for name in (*binary, *nonnegative):
-            target = table[name]
-            where = f"{split} split, column {name}"
-            if target.hasnans:
-                raise DataError(f"{where}: {target.isna().sum()} of {len(target)} rows are empty")
-            allowed = target.isin((0, 1)) if name in binary else target >= 0
-            if not allowed.all():
-                expected = "0 or 1" if name in binary else "0 or more"
-                raise DataError(f"{where}: expected {expected}, got {target[~allowed].iloc[0]:g}")
-            if name in binary and target.nunique() == 1:
-                raise DataError(f"{where}: expected both 0 and 1, got only {target.iloc[0]:g}")
-            if not target.any():
-                raise DataError(f"{where}: expected some value above 0, got only 0")
+    problems = [
+        f"{split} split, column {name}: {problem}"
+        for split, frame in vars(splits).items()
+        for name in (*binary, *nonnegative)
+        if (problem := _label_problem(frame[name], name in binary))
+    ]
+    if problems:
+        raise DataError("\n".join(problems))
 
 
-def data_sha256(data_path: Path) -> str:
-    """Hash the bytes of a data file, or of the three files of a folder of splits.
-
-    Args:
-        data_path: What `load_splits` was given.
-
-    Returns:
-        The sha256, as 64 hexadecimal digits.
-
-    Raises:
-        DataError: A split's file is absent.
-    """
-    if data_path.is_dir():
-        digests = [data_sha256(_split_file(data_path, split)) for split in SPLIT_NAMES]
-        return hashlib.sha256("".join(digests).encode()).hexdigest()
-    with data_path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _label_problem(target: pd.Series[float], binary: bool) -> str:
+    if target.hasnans:
+        return f"{target.isna().sum()} of {len(target)} rows are empty"
+    allowed = target.isin((0, 1)) if binary else target >= 0
+    if not allowed.all():
+        expected = "0 or 1" if binary else "0 or more"
+        return f"expected {expected}, got {target[~allowed].iloc[0]:g}"
+    if binary and target.nunique() == 1:
+        return f"expected both 0 and 1, got only {target.iloc[0]:g}"
+    return "" if target.any() else "expected some value above 0, got only 0"
 
 
-def _split_file(folder: Path, split: str) -> Path:
-    names = [f"{split}{suffix}" for suffix in SUFFIXES]
-    found = [name for name in names if (folder / name).is_file()]
-    if len(found) != 1:
-        got = " and ".join(found) or "none"
-        raise DataError(f"{folder}: expected one of {', '.join(names)}, got {got}")
-    return folder / found[0]
+def row_hashes(frame: pd.DataFrame) -> npt.NDArray[np.uint64]:
+    """A hash of each row's cells, [rows], the same in every run."""
+    starts = range(0, len(frame), _HASHED_ROWS)
+    parts = [
+        pd.util.hash_pandas_object(frame.iloc[i : i + _HASHED_ROWS], index=False) for i in starts
+    ]
+    return np.concatenate([part.to_numpy() for part in parts])
 
 
-def _column_names(path: Path) -> list[str]:
-    if path.suffix == ".parquet":
-        return list(pyarrow.parquet.read_schema(path).names)
-    with pyarrow.csv.open_csv(path, read_options=_ONE_THREAD) as reader:
-        return list(reader.schema.names)
+class _RowNames:
+    """Which row of which source is the n-th that was read."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._starts: list[tuple[int, Source]] = []
+
+    def add(self, source: Source, n_rows: int) -> None:
+        """Count rows."""
+        if not self._starts or self._starts[-1][1] is not source:
+            self._starts.append((self.total, source))
+        self.total += n_rows
+
+    def cell(self, index: int, column: str) -> str:
+        """Tell a cell, such as ``clicks.csv: row 7, column age``."""
+        start, source = next(found for found in reversed(self._starts) if found[0] <= index)
+        return f"{source.name}: row {index - start + source.first_row}, column {column}"
 
 
-def _check_columns(path: Path, wanted: Sequence[str], available: Sequence[str]) -> None:
-    missing = [name for name in wanted if name not in available]
-    if missing:
+def _column_problem(wanted: Sequence[str], available: Sequence[str]) -> str:
+    if missing := [name for name in wanted if name not in available]:
         unused = [name for name in available if name not in wanted]
         near = [difflib.get_close_matches(name, unused, n=1) for name in missing]
         hints = [
             f"{name} (did you mean {match[0]}?)" if match else name
             for name, match in zip(missing, near, strict=True)
         ]
-        raise DataError(f"{path}: missing column {', '.join(hints)}; it has {', '.join(available)}")
-    for name in wanted:
-        if available.count(name) > 1:
-            raise DataError(f"{path}: column {name} is there {available.count(name)} times")
+        return f"missing column {', '.join(hints)}; it has {', '.join(available)}"
+    repeated = [name for name in wanted if available.count(name) > 1]
+    return "; ".join(f"column {name} is there {available.count(name)} times" for name in repeated)
 
 
-def _read_columns(path: Path, names: Sequence[str]) -> "dict[str, pd.Series[Any]]":
-    if path.suffix == ".parquet":
-        table = pyarrow.parquet.read_table(path, columns=names)
-    else:
-        # As text: the reader's own conversion would not say in which row a bad number stands.
-        table = pyarrow.csv.read_csv(
-            path,
-            read_options=_ONE_THREAD,
-            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-            convert_options=pyarrow.csv.ConvertOptions(
-                include_columns=names,
-                column_types=dict.fromkeys(names, pa.string()),
-                strings_can_be_null=True,
-            ),
-        )
-    columns = {}
-    for name in names:
-        column = table[name]
-        # Floats stay floats so that NaN stays missing; for the rest, text keeps every digit.
-        if not pa.types.is_floating(column.type):
-            column = column.cast(pa.string())
-        columns[name] = column.to_pandas()
-    return columns
+def _numbers(column: pa.Array) -> tuple[Numbers, tuple[int, str] | None]:
+    """The numbers of a column, and the first cell that is none, with what is wrong with it."""
+    is_number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+    if not any(is_type(column.type) for is_type in is_number):
+        column = column.cast(pa.string())
+    present = column.is_valid().to_numpy(zero_copy_only=False)
+    try:
+        values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        junk = np.zeros(len(values), dtype=np.bool_)
+    except pa.ArrowInvalid:  # some text is no number, or has spaces around it
+        text = column.to_pandas()
+        values = pd.to_numeric(text, errors="coerce").to_numpy(np.float64)
+        junk = present & np.isnan(values) & ~text.str.strip().str.lower().eq("nan").to_numpy()
+    wrong = junk | (np.abs(values) > _FLOAT32_MAX)
+    if not wrong.any():
+        return values.astype(np.float32), None
+    index = int(wrong.argmax())
+    expected = "a number" if junk[index] else "a finite float32 number"
+    return np.zeros(len(values), np.float32), (
+        index,
+        f'expected {expected}, got "{column[index].as_py()}"',
+    )
 
 
-def _numbers(path: Path, name: str, column: "pd.Series[Any]") -> "pd.Series[float]":
-    numbers = pd.to_numeric(column, errors="coerce").astype(np.float64)
-    wrong = (numbers.isna() & column.notna()) | (numbers.abs() > _FLOAT32_MAX)
-    if wrong.any():
-        index = int(wrong.argmax())
-        expected = "a number" if np.isnan(numbers[index]) else "a finite float32 number"
-        raise DataError(f'{_cell(path, index, name)}: expected {expected}, got "{column[index]}"')
-    return numbers
+def _texts(column: pa.Array) -> pa.Array:
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+    return column.cast(pa.large_string())
 
 
-def _tokens(column: "pd.Series[Any]") -> "pd.Series[str]":
-    text = column.astype("str")
+def _tokens(parts: Sequence[pa.Array]) -> pd.Series[str]:
+    tokens = pa.chunked_array(parts, pa.large_string())
     # A column of integer ids with a missing cell is often stored as floats: 196.0 is the id 196.
-    if text.dropna().str.fullmatch(r"-?\d+\.0").all():
-        return text.str.removesuffix(".0")
-    return text
+    if pc.any(pc.ends_with(tokens, ".0")).as_py():
+        is_id = pc.match_substring_regex(tokens, r"^-?\d+(\.0)?$")
+        if pc.all(is_id).as_py():
+            tokens = pc.replace_substring_regex(tokens, r"\.0$", "")
+    series: pd.Series[str] = tokens.to_pandas()
+    return series
 
 
-def _cell(path: Path, index: int, name: str) -> str:
-    row = index + (1 if path.suffix == ".parquet" else 2)  # a CSV's header is its row 1
-    return f"{path}: row {row}, column {name}"
+def _time_order(times: pd.Series[Any], rows: _RowNames, name: str) -> npt.NDArray[np.intp]:
+    values, expected = pd.to_numeric(times, errors="coerce"), "a number, as in the first row"
+    if np.isnan(values[0]):
+        values = pd.to_datetime(times, format="ISO8601", errors="coerce", utc=True)
+        expected = "an ISO 8601 date"
+    if values.hasnans:
+        index = int(values.isna().argmax())
+        raise DataError(f'{rows.cell(index, name)}: expected {expected}, got "{times[index]}"')
+    return np.argsort(values.to_numpy(), kind="stable")

@@ -15,10 +15,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from handlers.networks import save_network
 from handlers.networks.deepfm import ARCH_VERSION, META_FILE, WEIGHTS_FILE, DeepFM
 from handlers.schema import Matrix
-from training import rankers, runs
+from training import rankers, runs, validation
 from training.curves import save_curves
 from training.fit import FitConfig, fit, predict, seed_everything
-from training.metrics import ranking_report
 from training.tables import metric_table
 
 
@@ -39,9 +38,16 @@ class Config(rankers.RankerConfig, FitConfig):
     dropout: float = 0.0
 
 
+def evaluation(config: Config, columns: Sequence[str] = ()) -> rankers.RankerEvaluation:
+    """What the model is judged on, with further columns to slice by."""
+    return rankers.RankerEvaluation(rankers.load(config, [config.label], columns), config.seed)
+
+
 def train(config: Config) -> Path:
     """Train, report and write the artifacts; returns their folder."""
-    data = rankers.load(config, [config.label])
+    test = evaluation(config)
+    statistics = validation.check("deepfm", test.train_frame, [config.label], config)
+    data = test.data
     seed_everything(config.seed)
     network = DeepFM(data.schema.cardinalities, config.embedding_dim, config.hidden, config.dropout)
     history = fit(network, _loss, data.tensors("train"), data.tensors("valid"), config)
@@ -50,9 +56,7 @@ def train(config: Config) -> Path:
         return torch.sigmoid(predict(network, torch.from_numpy(matrix))).numpy()
 
     labels, scores = data.targets["test"][:, 0], probabilities(data.test)
-    reports = {"deepfm": ranking_report(labels, scores, data.groups)}
-    reports |= rankers.baselines(data, config.seed)
-    rankers.add_gain(reports)
+    reports = test.reports("deepfm", scores)
     Console().print(metric_table(reports, "DeepFM on the test split"))
     with runs.writing_artifacts(
         "deepfm",
@@ -62,6 +66,7 @@ def train(config: Config) -> Path:
         reports=reports,
         golden=rankers.golden(data, lambda matrix: probabilities(matrix).tolist()),
         label_column=config.label,
+        statistics=statistics,
         **rankers.feature_meta(data),
     ) as folder:
         save_network(network, folder / WEIGHTS_FILE)

@@ -22,12 +22,11 @@ from handlers.networks.dssm import (
 )
 from handlers.networks.two_tower import Tower
 from handlers.token_bags import TokenBags, ragged
-from training import runs, searches
+from training import runs, searches, validation
 from training.curves import save_curves
 from training.fit import FitConfig, fit_steps, hide_some, seed_everything
 from training.item_vectors import save_item_vectors, space_id
 from training.metrics import Array, ranking_report
-from training.rankers import add_gain
 from training.tables import metric_table
 
 AT_ONCE = 8192  # vectors that are computed, or compared, in one call
@@ -62,9 +61,16 @@ class Config(searches.SearchConfig, FitConfig):
     max_docs: int = 2048
 
 
+def evaluation(config: Config, _: Sequence[str] = ()) -> searches.SearchEvaluation:
+    """What the model is judged on."""
+    return searches.SearchEvaluation(searches.load(config))
+
+
 def train(config: Config) -> Path:
     """Train, report and write the artifacts; returns their folder."""
-    data = searches.load(config)
+    test = evaluation(config)
+    statistics = validation.check("dssm", test.train_frame, [config.label], config)
+    data = test.data
     seed_everything(config.seed)
     network = build(data, config)
     history = fit(network, data, config)
@@ -74,15 +80,11 @@ def train(config: Config) -> Path:
     queries = embed(network.query, data.test.queries)
     pairs = searches.calibration_pairs(data, data.test)
     labels, probabilities = pairs[2].numpy(), probability(network, queries, docs, *pairs[:2])
-    reports = {
-        "dssm": ranking_report(labels, probabilities)
-        | searches.ranking(data, queries.numpy(), docs.numpy())
-    }
-    reports |= searches.baselines(data)
     if data.labelled:
-        add_gain(reports)
+        reports = test.reports("dssm", probabilities)
     else:
-        add_gain(reports, "hr_at_10", chance=10 / len(data.docs))
+        reports = test.reports("dssm", test.score(queries.numpy(), docs.numpy()))
+        reports["dssm"] |= ranking_report(labels, probabilities)
     Console().print(metric_table(reports, "DSSM on the test split"))
 
     rows, inputs = searches.golden(data)
@@ -110,6 +112,7 @@ def train(config: Config) -> Path:
         },
         space_id=space_id(weights, [features, doc_features, data.vocabularies]),
         data_sha256=data.sha256,
+        statistics=statistics,
     ) as folder:
         (folder / WEIGHTS_FILE).write_bytes(weights)
         save_item_vectors(folder, list(data.doc_rows), docs.numpy()[list(data.doc_rows.values())])

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from handlers.networks.item2vec import (
     ARCH_VERSION,
     META_FILE,
+    OUT_VECTORS_FILES,
     ROW_KEYS,
     VECTORS_FILES,
     TokenVectors,
@@ -28,11 +29,12 @@ from handlers.networks.item2vec import (
     words,
 )
 from handlers.schema import FIRST_TOKEN_INDEX, Feature, FeatureSchema
-from training import runs, sequences
+from training import runs, sequences, validation
+from training.evaluation import Results
 from training.rankers import GOLDEN_ROWS, UNKNOWN_TOKEN
 from training.retrieval import Scores
 from training.sequences import Holdout, Scorer, Sequences
-from training.sources import DataError, data_sha256
+from training.sources import DataError, DataSet, read_table
 from training.tables import metric_table
 from training.worlds_sequences import (
     CORPUS_FILE,
@@ -101,8 +103,9 @@ class Config(runs.RunConfig):
 
     Attributes:
         mode: What the tokens are.
-        data_path: CSV or Parquet file, or a folder with interactions.csv or texts.csv; when left
-            out, a synthetic world is generated into data/sequences or data/corpus.
+        data_path: A file; a folder with a file named interactions or texts, or a folder or pattern
+            of files that follow each other; or the s3:// URL of one of these; when left out, a
+            synthetic world is generated into data/sequences or data/corpus.
         out: Also write the vectors to this .json file, for the Go services.
         dim: Width of a vector.
         epochs: Passes over the data.
@@ -120,7 +123,7 @@ class Config(runs.RunConfig):
     """
 
     mode: Literal["item2vec", "word2vec"] = "item2vec"
-    data_path: Annotated[Path | None, tyro.conf.arg(aliases=("--data",))] = None
+    data_path: Annotated[str | None, tyro.conf.arg(aliases=("--data",))] = None
     out: Path | None = None
     dim: int = 64
     epochs: int = 6
@@ -135,21 +138,62 @@ class Config(runs.RunConfig):
     gen: bool = True
 
 
+class TokensEvaluation(sequences.SequencesEvaluation):
+    """The last token of each sequence, to be found by the ones before it.
+
+    Args:
+        config: Of the run.
+        data: Where it is.
+        world: Folder of the synthetic world that the data is, where its truth is known.
+    """
+
+    # What tokens replace each other is another question than which comes next: popularity may win.
+    floor = "random"
+
+    def __init__(self, config: Config, data: DataSet, world: Path | None) -> None:
+        log = read_log(data, config)
+        super().__init__(to_sequences(log, config), config.exclude_history, world)
+        self.config = config
+        self.frame = pd.DataFrame(index=range(len(self.holdout.users)))
+        self.train_frame, self.data_sha256 = log, data.sha256(log)
+
+    def rows(self) -> list[Any]:
+        """The tokens within reach that training kept."""
+        names, key = self.sequences.vocabulary, ROW_KEYS[self.config.mode]
+        recent = [
+            [names[i - FIRST_TOKEN_INDEX] for i in history.tolist() if i >= FIRST_TOKEN_INDEX]
+            for history in (items[-self.config.window :] for items in self.holdout.histories)
+        ]
+        return [{key: " ".join(tokens) if key == "text" else tokens} for tokens in recent]
+
+    def baselines(self) -> dict[str, Results]:
+        """Those of sequences, and scores drawn at random."""
+        rng, n_items = np.random.default_rng(self.config.seed), len(self.sequences.vocabulary)
+        random = self.rank(lambda part: rng.random((len(part.users), n_items)))
+        return {"random": random, **super().baselines()}
+
+
+def evaluation(config: Config, _: Sequence[str] = ()) -> TokensEvaluation:
+    """What the model is judged on."""
+    mode = MODES[config.mode]
+    if config.uses_default_data:
+        _generate(mode, config.gen)
+    data = config.data(mode.folder, Path(mode.file).stem)
+    world = mode.folder if config.uses_default_data and config.mode == "item2vec" else None
+    return TokensEvaluation(config, data, world)
+
+
 def train(config: Config) -> Path:
     """Train, report and write the artifacts; returns their folder."""
-    mode = MODES[config.mode]
-    path = config.data_path or _default_data(mode, config.gen)
-    if path.is_dir():
-        path = path / mode.file
-    data = load(path, config)
+    test = evaluation(config)
+    statistics = validation.check(config.mode, test.train_frame, [], config)
+    data = test.sequences
     vectors, out_vectors = fit(data, config)
 
     scorer = next_token_scorer(vectors, out_vectors, config.window)
-    is_world = config.data_path is None
-    world = mode.folder if is_world and config.mode == "item2vec" else None
-    reports = sequences.reports(config.mode, scorer, data, config.exclude_history, world)
-    if is_world:
-        share, chance = same_cluster(vectors, mode.folder / TOKENS_TRUTH_FILE)
+    reports = test.reports(config.mode, test.rank(scorer))
+    if config.uses_default_data:
+        share, chance = same_cluster(vectors, MODES[config.mode].folder / TOKENS_TRUTH_FILE)
         reports[config.mode] |= {"same_cluster_at_10": share, "same_cluster_chance": chance}
     Console().print(metric_table(reports, f"{config.mode}: the last token of each sequence"))
 
@@ -163,10 +207,11 @@ def train(config: Config) -> Path:
         vocabularies={},
         mode=config.mode,
         features=row_schema(config.mode, data.vocabulary).to_json(),
-        data_sha256=data_sha256(path),
+        data_sha256=test.data_sha256,
+        statistics=statistics,
     ) as folder:
         vectors.save(folder / VECTORS_FILES[config.mode])
-        np.save(folder / f"{config.mode}_out_vectors.npy", out_vectors)
+        np.save(folder / OUT_VECTORS_FILES[config.mode], out_vectors)
     if config.out is not None:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         vectors.save(config.out)
@@ -174,18 +219,23 @@ def train(config: Config) -> Path:
     return config.folder(config.mode)
 
 
-def load(path: Path, config: Config) -> Sequences:
-    """Read the sequences, and hold the last token of each out."""
+def read_log(data: DataSet, config: Config) -> pd.DataFrame:
+    """Read the column of the tokens and, if there is one, then that of the users."""
     mode = MODES[config.mode]
     user_col = mode.user_col if config.user_col is None else config.user_col
     sequence_col = config.sequence_col or mode.sequence_col
     columns = [sequence_col, user_col] if user_col else [sequence_col]
-    table = sequences.read_log(path, columns, config.time_column)
-    users = table[user_col] if user_col else table.index.to_series()
-    tokens = table[sequence_col]
+    return read_table(data.table, [], columns, order_by=config.time_column or None)
+
+
+def to_sequences(log: pd.DataFrame, config: Config) -> Sequences:
+    """Group the tokens by their users, and hold the last one of each out."""
+    tokens, *of_users = (log[name] for name in log)
+    users = of_users[0] if of_users else log.index.to_series()
     if users.is_unique or config.mode == "word2vec":
-        cells = [mode.split(cell) if isinstance(cell, str) else [] for cell in tokens]
-        tokens = pd.Series(cells, index=table.index).explode()
+        split = MODES[config.mode].split
+        cells = [split(cell) if isinstance(cell, str) else [] for cell in tokens]
+        tokens = pd.Series(cells, index=log.index).explode()
         users = users[tokens.index]
     return sequences.encode(users, tokens, min_count=config.min_count)
 
@@ -289,14 +339,13 @@ def row_schema(mode: str, vocabulary: Sequence[str]) -> FeatureSchema:
     return FeatureSchema([Feature(ROW_KEYS[mode], kind="category", vocabulary=tuple(vocabulary))])
 
 
-def _default_data(mode: Mode, generate: bool) -> Path:
+def _generate(mode: Mode, generate: bool) -> None:
     if generate:
         if not mode.folder.exists():
             logger.info("no --data: generating a synthetic world in %s", mode.folder)
         mode.generate(mode.folder)
     elif not mode.folder.exists():
         raise DataError(f"{mode.folder}: no such folder; name a file with --data, or leave --gen")
-    return mode.folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,14 +9,16 @@ import numpy as np
 import torch
 import tyro
 from rich.console import Console
+from sklearn.linear_model import LogisticRegression, TweedieRegressor
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from handlers.networks import save_network
 from handlers.networks.mmoe import ARCH_VERSION, META_FILE, WEIGHTS_FILE, MMoE
 from handlers.schema import Matrix
-from training import rankers, runs
+from training import rankers, runs, validation
 from training.curves import save_curves
+from training.evaluation import ALL, Answers, Results, Rows
 from training.fit import FitConfig, fit, predict, seed_everything
 from training.metrics import Array, calibration_ratio, ranking_report, spearman, top_share
 from training.sources import DataError
@@ -54,30 +56,102 @@ class Config(rankers.RankerConfig, FitConfig):
     single_task: bool = True
 
 
-def train(config: Config) -> Path:
-    """Train, report and write the artifacts; returns their folder."""
+class MMoEEvaluation(rankers.RankerEvaluation):
+    """Results are the expectation of each task, [R, T].
+
+    Args:
+        data: The data set.
+        seed: Of the folds of the baseline's target encoding.
+        tasks: Their names.
+    """
+
+    def __init__(self, data: rankers.Dataset, seed: int, tasks: Sequence[str]) -> None:
+        super().__init__(data, seed)
+        self.tasks = tasks
+        self.means = [
+            0.0 if set(np.unique(column)) <= {0.0, 1.0} else float(column.mean())
+            for column in data.targets["train"].T
+        ]
+        self.primary = f"{tasks[0]}_auc"
+        amounts = [task for task, mean in zip(tasks, self.means, strict=True) if mean]
+        binary = [task for task in tasks if task not in amounts]
+        self.min_ratio = {f"{task}_auc": 0.99 for task in binary}
+        # Few rows hold most of an amount, and its rank correlation goes up and down with them.
+        self.min_ratio |= {f"{task}_spearman": 0.95 for task in amounts}
+        self.max_ratio = {f"{task}_logloss": 1.01 for task in binary}
+
+    def results(self, answers: Answers) -> Results:
+        """The predictions, by task."""
+        known = [task["name"] for task in answers.meta["tasks"]]
+        if missing := [task for task in self.tasks if task not in known]:
+            raise DataError(
+                f"{answers.meta['model_version']} has no task {', '.join(missing)}; "
+                f"it has {', '.join(known)}"
+            )
+        rows = [[row[task] for task in self.tasks] for row in answers.predictions]
+        return np.array(rows, dtype=np.float32)
+
+    def baselines(self) -> dict[str, Results]:
+        """A linear model for each task, and on synthetic data the truth."""
+        models = [
+            TweedieRegressor(power=TWEEDIE_POWER) if mean else LogisticRegression()
+            for mean in self.means
+        ]
+        columns = [self.linear(model, task) for task, model in enumerate(models)]
+        found = {"linear": np.stack(columns, axis=1)}
+        if self.data.oracle is not None:
+            found["oracle"] = self.data.oracle
+        return found
+
+    def report(self, results: Results, rows: Rows = ALL) -> dict[str, float]:
+        """Metrics of all tasks, as ``<task>_<metric>``."""
+        report: dict[str, float] = {}
+        for t, (task, mean) in enumerate(zip(self.tasks, self.means, strict=True)):
+            actual, score = self.data.targets["test"][rows, t], results[rows, t]
+            if len(np.unique(actual)) < 2:
+                continue
+            if mean == 0:
+                groups = None if self.groups is None else self.groups[rows]
+                metrics = ranking_report(actual, score, groups)
+            else:
+                metrics = {
+                    "spearman": spearman(actual, score),
+                    "top_share": top_share(actual, score),
+                    "calibration_ratio": calibration_ratio(actual, score),
+                }
+            report |= {f"{task}_{name}": value for name, value in metrics.items()}
+        return report
+
+    def probabilities(self, results: Results) -> tuple[Results, Results] | None:
+        """Of a click."""
+        return self.labels, results[:, 0]
+
+
+def evaluation(config: Config, columns: Sequence[str] = ()) -> MMoEEvaluation:
+    """What the model is judged on, with further columns to slice by."""
     targets, tasks = runs.names(config.targets), runs.names(config.tasks)
     if not len(targets) == len(tasks) == len(config.task_weights):
         raise DataError(
             f"--targets, --tasks and --task-weights: expected as many of each, got {len(targets)}, "
             f"{len(tasks)} and {len(config.task_weights)}"
         )
-    data = rankers.load(config, targets)
-    means = [
-        0.0 if set(np.unique(column)) <= {0.0, 1.0} else float(column.mean())
-        for column in data.targets["train"].T
-    ]
+    return MMoEEvaluation(rankers.load(config, targets, columns), config.seed, tasks)
+
+
+def train(config: Config) -> Path:
+    """Train, report and write the artifacts; returns their folder."""
+    test = evaluation(config)
+    data, tasks, means = test.data, test.tasks, test.means
+    targets = runs.names(config.targets)
+    statistics = validation.check("mmoe", test.train_frame, targets, config)
     network, history = _fit(config, data, means, range(len(tasks)))
     scores = _expected(network, data.test)
-    reports = {"mmoe": _report(data, tasks, means, scores)}
+    reports = test.reports("mmoe", scores)
     if config.single_task:
         alone = np.hstack(
             [_expected(_fit(config, data, means, [t])[0], data.test) for t in range(len(tasks))]
         )
-        reports["single task"] = _report(data, tasks, means, alone)
-    if data.oracle is not None:
-        reports["oracle"] = _report(data, tasks, means, data.oracle)
-    rankers.add_gain(reports, f"{tasks[0]}_auc")
+        reports["single task"] = test.report(alone)
     Console().print(metric_table(reports, "MMoE on the test split"))
     with runs.writing_artifacts(
         "mmoe",
@@ -96,6 +170,7 @@ def train(config: Config) -> Path:
             {"name": name, "target": target, "mean": mean}
             for name, target, mean in zip(tasks, targets, means, strict=True)
         ],
+        statistics=statistics,
         **rankers.feature_meta(data),
     ) as folder:
         save_network(network, folder / WEIGHTS_FILE)
@@ -143,25 +218,6 @@ def _task_loss(logits: Tensor, targets: Tensor, mean: float) -> Tensor:
     p, amounts = TWEEDIE_POWER, targets / mean
     deviance = ((2 - p) * logits).exp() / (2 - p) - amounts * ((1 - p) * logits).exp() / (1 - p)
     return deviance.mean()
-
-
-def _report(
-    data: rankers.Dataset, tasks: Sequence[str], means: Sequence[float], scores: Array
-) -> dict[str, float]:
-    """Metrics of all tasks on the test split; ``scores`` are expectations, float32 [rows, T]."""
-    report: dict[str, float] = {}
-    for t, (task, mean) in enumerate(zip(tasks, means, strict=True)):
-        actual, score = data.targets["test"][:, t], scores[:, t]
-        if mean == 0:
-            metrics = ranking_report(actual, score, data.groups)
-        else:
-            metrics = {
-                "spearman": spearman(actual, score),
-                "top_share": top_share(actual, score),
-                "calibration_ratio": calibration_ratio(actual, score),
-            }
-        report |= {f"{task}_{name}": value for name, value in metrics.items()}
-    return report
 
 
 def main(argv: Sequence[str] | None = None) -> int:

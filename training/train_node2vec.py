@@ -32,11 +32,19 @@ from handlers.neighbours import (
     Vectors,
 )
 from handlers.schema import Feature, FeatureSchema
-from training import link_prediction, rankers, runs
+from training import link_prediction, runs, validation
 from training.fit import TrainingError
-from training.graphs import Edges, edges_file, hold_out, read_edges
-from training.link_prediction import Scorer
-from training.sources import data_sha256
+from training.graphs import (
+    EDGES_STEM,
+    EDGES_SUFFIXES,
+    SOURCE,
+    TARGET,
+    Edges,
+    hold_out,
+    read_edges,
+    to_edges,
+)
+from training.link_prediction import LinksEvaluation
 from training.tables import metric_table
 from training.walks import NO_NODE, Walker
 from training.worlds_graph import TRUTH_FILE, expected_edges, generate_communities
@@ -54,9 +62,10 @@ class Config(runs.RunConfig):
     """Train node vectors from the edges of a graph, and serve each node's nearest ones.
 
     Attributes:
-        data_path: Edge list, or a folder with one named edges: .csv or .parquet with the columns
-            source, target and optionally weight, or .edgelist or .txt, a line an edge; when left
-            out, a synthetic graph is generated into data/graph.
+        data_path: Edge list, a folder with one named edges, a folder or pattern of files that
+            follow each other, or the s3:// URL of one of these: .csv, .parquet or .jsonl with the
+            columns source, target and optionally weight, or .edgelist or .txt, a line an edge;
+            when left out, a synthetic graph is generated into data/graph.
         directed: Walk edges only from source to target.
         dim: Width of a vector.
         walk_length: Nodes of a walk.
@@ -70,7 +79,7 @@ class Config(runs.RunConfig):
         test_share: Part of the edges that is held out for the test.
     """
 
-    data_path: Annotated[Path | None, tyro.conf.arg(aliases=("--data", "--edges"))] = None
+    data_path: Annotated[str | None, tyro.conf.arg(aliases=("--data", "--edges"))] = None
     directed: bool = False
     dim: int = 64
     walk_length: int = 40
@@ -84,39 +93,44 @@ class Config(runs.RunConfig):
     test_share: float = 0.1
 
 
+def evaluation(config: Config, _: Sequence[str] = ()) -> LinksEvaluation:
+    """What the model is judged on."""
+    if config.uses_default_data:
+        if not DEFAULT_DATA.exists():
+            logger.info("no --edges: generating a synthetic graph in %s", DEFAULT_DATA)
+        generate_communities(DEFAULT_DATA)
+    data = config.data(DEFAULT_DATA, EDGES_STEM, EDGES_SUFFIXES)
+    table = read_edges(data)
+    edges = to_edges(table, directed=config.directed)
+    known, held_out = hold_out(edges, config.test_share, config.seed)
+    oracle = expected_edges(_truth(edges.ids)).__getitem__ if config.uses_default_data else None
+    return LinksEvaluation(
+        known, held_out, config.seed, oracle, table[[SOURCE, TARGET]], data.sha256(table)
+    )
+
+
 def train(config: Config) -> Path:
     """Train, report and write the artifacts; returns their folder."""
     _check(config)
     for library in ("gensim", "faiss"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    if config.data_path is None:
-        if not DEFAULT_DATA.exists():
-            logger.info("no --edges: generating a synthetic graph in %s", DEFAULT_DATA)
-        generate_communities(DEFAULT_DATA)
-    path = edges_file(config.data_path or DEFAULT_DATA)
-    edges = read_edges(path, directed=config.directed)
-    known, held_out = hold_out(edges, config.test_share, config.seed)
+    test = evaluation(config)
+    statistics = validation.check(MODEL, test.train_frame, [], config)
+    known, held_out = test.train, test.test
     vectors = embed(known, config)
 
-    scorers: dict[str, Scorer] = {MODEL: link_prediction.cosine_scorer(vectors)}
-    scorers |= link_prediction.baselines(known)
-    truth = None
-    if config.data_path is None:
-        truth = pd.read_parquet(DEFAULT_DATA / TRUTH_FILE).set_index("node").loc[edges.ids]
-        expected = expected_edges(truth)
-        scorers["oracle"] = lambda sources: expected[sources]
-    reports = link_prediction.reports(scorers, known, held_out, config.seed)
-    rankers.add_gain(reports, "link_auc")
+    reports = test.reports(MODEL, test.measure(link_prediction.cosine_scorer(vectors)))
     reports[MODEL]["hadamard_auc"] = link_prediction.hadamard_auc(
         vectors, known, held_out, config.seed
     )
-    if truth is not None:
-        reports[MODEL]["nmi"] = _block_nmi(vectors, truth["block"].to_numpy(), config.seed)
+    if config.uses_default_data:
+        blocks = _truth(known.ids)["block"].to_numpy()
+        reports[MODEL]["nmi"] = _block_nmi(vectors, blocks, config.seed)
     Console().print(metric_table(reports, f"node2vec on {len(held_out)} held out edges"))
 
     schema = FeatureSchema(
         [
-            Feature("user_id", kind="category", vocabulary=tuple(edges.ids)),
+            Feature("user_id", kind="category", vocabulary=tuple(known.ids)),
             Feature("top_k", default=DEFAULT_TOP_K, train_range=(1, MAX_TOP_K)),
         ]
     )
@@ -127,12 +141,13 @@ def train(config: Config) -> Path:
         config,
         arch_version=ARCH_VERSION,
         reports=reports,
-        golden=golden(edges.ids, neighbours),
+        golden=golden(known.ids, neighbours),
         vocabularies=schema.vocabularies(),
         features=schema.to_json(),
-        n_nodes=edges.n_nodes,
-        n_edges=len(edges),
-        data_sha256=data_sha256(path),
+        n_nodes=known.n_nodes,
+        n_edges=len(known) + len(held_out),
+        data_sha256=test.data_sha256,
+        statistics=statistics,
     ) as folder:
         neighbours.save(folder)
     return config.folder(MODEL)
@@ -210,6 +225,11 @@ def golden(ids: Sequence[str], neighbours: Neighbours) -> runs.Golden:
     rows += [{"user_id": UNKNOWN_ID, "top_k": 5}, {}]
     predictions += [{"item_ids": [], "scores": []}] * 2
     return runs.Golden(rows, predictions)
+
+
+def _truth(ids: Sequence[str]) -> pd.DataFrame:
+    """Of the default data's nodes."""
+    return pd.read_parquet(DEFAULT_DATA / TRUTH_FILE).set_index("node").loc[list(ids)]
 
 
 def _block_nmi(vectors: Vectors, blocks: Any, seed: int) -> float:

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from handlers.networks import network_bytes
 from handlers.networks.two_tower import ARCH_VERSION, META_FILE, WEIGHTS_FILE, TwoTower
 from handlers.schema import FeatureSchema
-from training import choices, runs
+from training import choices, runs, validation
 from training.choices import Choices
 from training.curves import save_loss
 from training.fit import FitConfig, fit_steps, hide_some, predict, seed_everything
@@ -61,9 +61,16 @@ class Config(choices.ChoicesConfig, FitConfig):
     patience: int = 5
 
 
+def evaluation(config: Config, _: Sequence[str] = ()) -> choices.ChoicesEvaluation:
+    """What the model is judged on."""
+    return choices.ChoicesEvaluation(choices.load(config))
+
+
 def train(config: Config) -> Path:
     """Train, report and write the artifacts; returns their folder."""
-    data = choices.load(config)
+    test = evaluation(config)
+    statistics = validation.check("two_tower", test.train_frame, [config.label], config)
+    data = test.data
     seed_everything(config.seed)
     network = TwoTower(
         user_dim=data.user_schema.n_columns,
@@ -79,7 +86,8 @@ def train(config: Config) -> Path:
 
     vectors = predict(network.item, torch.from_numpy(data.items))
     users = predict(network.user, torch.from_numpy(data.test.users))
-    reports = choices.reports("two_tower", lambda rows: (users[rows] @ vectors.T).numpy(), data)
+    ranks = test.rank(lambda rows: (users[rows] @ vectors.T).numpy())
+    reports = test.reports("two_tower", ranks)
     Console().print(metric_table(reports, "Two towers on the test split"))
     weights = network_bytes(network)
     user_features, item_features = data.user_schema.to_json(), data.item_schema.to_json()
@@ -103,6 +111,7 @@ def train(config: Config) -> Path:
         space_id=space_id(weights, [user_features, item_features, vocabularies]),
         label_column=config.label,
         data_sha256=data.sha256,
+        statistics=statistics,
     ) as folder:
         (folder / WEIGHTS_FILE).write_bytes(weights)
         save_item_vectors(folder, data.item_ids, vectors.numpy())

@@ -14,9 +14,8 @@ from tqdm import tqdm
 
 from handlers.schema import Matrix
 from handlers.tree_inputs import ARCH_VERSION, BOOSTER_FILE, META_FILE, TreeInputs
-from training import rankers, runs
+from training import rankers, runs, validation
 from training.curves import save_curves
-from training.metrics import ranking_report
 from training.tables import metric_table
 from training.target_encoding import fit_target_encodings
 
@@ -53,9 +52,16 @@ class Config(rankers.RankerConfig):
     normalize: bool = False
 
 
+def evaluation(config: Config, columns: Sequence[str] = ()) -> rankers.RankerEvaluation:
+    """What the model is judged on, with further columns to slice by."""
+    return rankers.RankerEvaluation(rankers.load(config, [config.label], columns), config.seed)
+
+
 def train(config: Config) -> Path:
     """Train, report and write the artifacts; returns their folder."""
-    data = rankers.load(config, [config.label])
+    test = evaluation(config)
+    statistics = validation.check("xgb", test.train_frame, [config.label], config)
+    data = test.data
     labels = {split: targets[:, 0] for split, targets in data.targets.items()}
     encodings, encoded = fit_target_encodings(data.schema, data.train, labels["train"], config.seed)
     inputs = TreeInputs(encodings)
@@ -73,9 +79,7 @@ def train(config: Config) -> Path:
         return booster.predict(xgb.DMatrix(inputs(matrix)))
 
     scores = probabilities(data.test)
-    reports = {"xgb": ranking_report(labels["test"], scores, data.groups)}
-    reports |= rankers.baselines(data, config.seed)
-    rankers.add_gain(reports)
+    reports = test.reports("xgb", scores)
     Console().print(
         metric_table(reports, f"XGBoost, {booster.num_boosted_rounds()} trees, on the test split")
     )
@@ -88,6 +92,7 @@ def train(config: Config) -> Path:
         golden=rankers.golden(data, lambda matrix: probabilities(matrix).tolist()),
         label_column=config.label,
         normalized=config.normalize,
+        statistics=statistics,
         **rankers.feature_meta(data),
     ) as folder:
         booster.save_model(folder / BOOSTER_FILE)

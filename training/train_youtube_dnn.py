@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,7 @@ from handlers.networks.youtube_dnn import (
     pad_histories,
 )
 from handlers.schema import FIRST_TOKEN_INDEX, MISSING_INDEX, OOV_INDEX, FeatureSchema
-from training import rankers, runs, sequences
+from training import rankers, runs, sequences, validation
 from training.curves import save_loss
 from training.features import fit_schema, to_matrix
 from training.fit import OOV_SHARE, FitConfig, fit_steps, hide_some, seed_everything
@@ -37,7 +37,7 @@ from training.rankers import UNKNOWN_TOKEN, golden_matrix
 from training.retrieval import Indices, Scores
 from training.runs import names
 from training.sequences import Holdout, Sequences
-from training.sources import DataError, data_sha256
+from training.sources import DataError, read_table
 from training.tables import metric_table
 from training.worlds_sequences import SEQUENCES_FILE, generate_sequences
 
@@ -58,8 +58,9 @@ class Config(runs.RunConfig, FitConfig):
     Each user's last item is the test; of some users, the one before selects the epoch.
 
     Attributes:
-        data_path: CSV or Parquet file, one row for each item that a user took, or a folder with
-            interactions.csv; when left out, a synthetic world with a known ceiling is generated
+        data_path: A file with a row for each item that a user took; a folder with a file named
+            interactions, or a folder or pattern of files that follow each other; or the s3:// URL
+            of one of these; when left out, a synthetic world with a known ceiling is generated
             into data/sequences.
         user_col: Column of the user.
         item_col: Column of the item.
@@ -80,7 +81,9 @@ class Config(runs.RunConfig, FitConfig):
         batch_size: Histories a step, of up to max_history predictions each.
     """
 
-    data_path: Annotated[Path | None, tyro.conf.arg(aliases=("--data",))] = None
+    column_flags: ClassVar[Sequence[str]] = ("user_features", "categorical")
+
+    data_path: Annotated[str | None, tyro.conf.arg(aliases=("--data",))] = None
     user_col: str = "user_id"
     item_col: str = "item_id"
     time_column: str = ""
@@ -99,7 +102,7 @@ class Config(runs.RunConfig, FitConfig):
     sampled_items: int = 8_192
     batch_size: int = 32
     lr: float = 2e-2
-    embedding_decay: float = 0.0
+    embedding_decay: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -109,21 +112,54 @@ class Dataset:
     Attributes:
         sequences: What each user took.
         schema: Of the users' features.
+        log: All rows, the oldest first.
+        user_frame: The features before they were encoded, U rows.
         users: Matrix of the features, float32 [U, C].
         golden: Raw request rows.
-        sha256: Of the data's file.
+        sha256: Tells the data from other data.
     """
 
     sequences: Sequences
     schema: FeatureSchema
+    log: pd.DataFrame
+    user_frame: pd.DataFrame
     users: Tensor
     golden: list[Row]
     sha256: str
 
 
+class YouTubeDNNEvaluation(sequences.SequencesEvaluation):
+    """The last item of each user, to be found by the user's features and history."""
+
+    floor = "popularity"
+
+    def __init__(self, config: Config) -> None:
+        self.data = load(config)
+        world = DEFAULT_FOLDER if config.uses_default_data else None
+        super().__init__(self.data.sequences, config.exclude_history, world)
+        self.frame = self.data.user_frame.iloc[self.holdout.users]
+        self.train_frame, self.data_sha256 = self.data.log, self.data.sha256
+
+    def rows(self) -> list[Any]:
+        """Features and histories."""
+        tokens = ["", UNKNOWN_TOKEN, *self.data.sequences.vocabulary]
+        features = rankers.request_rows(self.data.schema, self.frame)
+        return [
+            {FEATURES_KEY: row, HISTORY_KEY: [tokens[item] for item in history]}
+            for row, history in zip(features, self.holdout.histories, strict=True)
+        ]
+
+
+def evaluation(config: Config, _: Sequence[str] = ()) -> YouTubeDNNEvaluation:
+    """What the model is judged on."""
+    return YouTubeDNNEvaluation(config)
+
+
 def train(config: Config) -> Path:
     """Train, report and write the artifacts; returns their folder."""
-    data = load(config)
+    test = evaluation(config)
+    statistics = validation.check("youtube_dnn", test.train_frame, [], config)
+    data = test.data
     vocabulary = data.sequences.vocabulary
     seed_everything(config.seed)
     network = YouTubeDNN(
@@ -145,13 +181,7 @@ def train(config: Config) -> Path:
         scores: Scores = (embed(network, data, holdout) @ vectors.T).numpy()
         return scores
 
-    reports = sequences.reports(
-        "youtube_dnn",
-        scorer,
-        data.sequences,
-        config.exclude_history,
-        DEFAULT_FOLDER if config.data_path is None else None,
-    )
+    reports = test.reports("youtube_dnn", test.rank(scorer))
     Console().print(metric_table(reports, "The last item of each history"))
 
     weights, features = network_bytes(network), data.schema.to_json()
@@ -166,6 +196,7 @@ def train(config: Config) -> Path:
         features=features,
         space_id=space_id(weights, [features, vocabulary]),
         data_sha256=data.sha256,
+        statistics=statistics,
     ) as folder:
         (folder / WEIGHTS_FILE).write_bytes(weights)
         save_item_vectors(folder, vocabulary, vectors.numpy())
@@ -179,23 +210,21 @@ def load(config: Config) -> Dataset:
     Raises:
         DataError: If the data cannot be trained on; says where and why.
     """
-    if config.data_path is None:
+    if config.uses_default_data:
         if not DEFAULT_FOLDER.exists():
             logger.info("no --data: generating a synthetic world in %s", DEFAULT_FOLDER)
         generate_sequences(DEFAULT_FOLDER)
-    path = config.data_path or DEFAULT_FOLDER
-    if path.is_dir():
-        path = path / SEQUENCES_FILE
+    data = config.data(DEFAULT_FOLDER, Path(SEQUENCES_FILE).stem)
     features, categorical = names(config.user_features), names(config.categorical)
     if not features:
         raise DataError("--user-features: expected a column or more")
     if stray := [name for name in categorical if name not in features]:
         raise DataError(f"--categorical {','.join(stray)}: expected names of --user-features")
-    log = sequences.read_log(
-        path,
-        [config.user_col, config.item_col, *categorical],
-        config.time_column,
+    log = read_table(
+        data.table,
         [name for name in features if name not in categorical],
+        [config.user_col, config.item_col, *categorical],
+        order_by=config.time_column or None,
     )
     taken = sequences.encode(
         log[config.user_col],
@@ -209,9 +238,11 @@ def load(config: Config) -> Dataset:
     return Dataset(
         sequences=taken,
         schema=schema,
+        log=log,
+        user_frame=users,
         users=torch.from_numpy(to_matrix(schema, users)),
         golden=golden_rows(taken, schema, users),
-        sha256=data_sha256(path),
+        sha256=data.sha256(log),
     )
 
 

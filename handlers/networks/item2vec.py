@@ -21,6 +21,7 @@ from handlers.schema import FIRST_TOKEN_INDEX
 ARCH_VERSION = 1
 META_FILE = "item2vec_meta.json"
 VECTORS_FILES = {"item2vec": "item2vec_vectors.json", "word2vec": "word2vec_vectors.json"}
+OUT_VECTORS_FILES = {mode: f"{mode}_out_vectors.npy" for mode in VECTORS_FILES}
 # What a row of each mode is: {"sequence": ["item_1", ...]} or {"text": "..."}.
 ROW_KEYS = {"item2vec": "sequence", "word2vec": "text"}
 

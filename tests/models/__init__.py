@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
-from ts.utils.util import list_classes_from_module
 
 from archive import catalog
-from handlers.base import RecHandler
+
+if TYPE_CHECKING:
+    from handlers.base import RecHandler
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +89,9 @@ def train(model: str, *flags: str) -> int:
 
 def load_handler(model: str, folder: Path) -> RecHandler:
     """A model's handler, found as TorchServe finds it, over an artifact folder."""
+    # Here, since TorchServe logs when it is imported, and bench.quality wants only the bars.
+    from ts.utils.util import list_classes_from_module
+
     entry = catalog.get(model)
     source = importlib.import_module(f"handlers.{entry.handler_path.stem}")
     [handler_class] = list_classes_from_module(source)

@@ -1,0 +1,200 @@
+"""Data in files: on this machine, or in an object store that speaks S3."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import PurePosixPath
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+from botocore.exceptions import BotoCoreError
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from training.sources import SPLIT_NAMES, DataError, DataSet, Table
+
+SUFFIXES = (".csv", ".csv.gz", ".parquet", ".jsonl", ".jsonl.gz")
+LOCAL = LocalFileSystem()
+
+_BATCH_ROWS = 1 << 16
+# Of a remote file, so much is asked for at once.
+_READ_BYTES = 1 << 23
+# With several threads, an error does not say in which row it is.
+_ONE_THREAD = pyarrow.csv.ReadOptions(use_threads=False)
+
+
+@dataclass(frozen=True)
+class File:
+    """One file.
+
+    Attributes:
+        path: Ends in one of ``SUFFIXES``, or is read by no method but ``open``.
+        fs: Where it is.
+        name: As the user wrote it.
+    """
+
+    path: str
+    fs: AbstractFileSystem
+    name: str
+
+    @property
+    def first_row(self) -> int:
+        """A CSV's header is its row 1."""
+        return 2 if self._kind == ".csv" else 1
+
+    @property
+    def _kind(self) -> str:
+        return PurePosixPath(self.path.removesuffix(".gz")).suffix
+
+    def open(self) -> Any:
+        """The content as a binary stream, decompressed."""
+        file = pa.PythonFile(self.fs.open(self.path, "rb", block_size=_READ_BYTES))
+        return pa.CompressedInputStream(file, "gzip") if self.path.endswith(".gz") else file
+
+    def columns(self) -> list[str]:
+        """Names of all columns, in a file of JSON lines those of its first batch."""
+        with self.open() as file:
+            if self._kind == ".parquet":
+                return list(pyarrow.parquet.read_schema(file).names)
+            if self._kind == ".jsonl":
+                rows = self._json_rows(file)
+                return list(dict.fromkeys(name for row in next(rows, []) for name in row))
+            with pyarrow.csv.open_csv(file, _ONE_THREAD) as reader:
+                return list(reader.schema.names)
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Stream the rows."""
+        with self.open() as file:
+            if self._kind == ".parquet":
+                parquet = pyarrow.parquet.ParquetFile(file)
+                yield from parquet.iter_batches(_BATCH_ROWS, columns=list(columns))
+            elif self._kind == ".jsonl":
+                for rows in self._json_rows(file):
+                    cells = [_json_cells([row.get(name) for row in rows]) for name in columns]
+                    yield pa.record_batch(cells, names=list(columns))
+            else:
+                yield from csv_batches(file, columns)
+
+    def sha256(self) -> str:
+        """Of the bytes; in an object store, of their number and the tag that it gives them."""
+        if self.fs is not LOCAL:
+            info = self.fs.info(self.path)
+            return hashlib.sha256(f"{info['size']} {info['ETag']}".encode()).hexdigest()
+        with self.fs.open(self.path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def _json_rows(self, file: Any) -> Iterator[list[dict[str, Any]]]:
+        """The rows, some at a time."""
+        lines = enumerate(io.BufferedReader(file), start=1)
+        while some := list(islice(lines, _BATCH_ROWS)):
+            rows = []
+            for number, line in some:
+                try:
+                    row = orjson.loads(line)
+                except orjson.JSONDecodeError as error:
+                    raise DataError(f"{self.name}: row {number} is not JSON: {error}") from error
+                if not isinstance(row, dict):
+                    got = line.decode().strip()[:60]
+                    raise DataError(f"{self.name}: row {number}: expected an object, got {got}")
+                rows.append(row)
+            yield rows
+
+
+def csv_batches(
+    file: Any, columns: Sequence[str], names: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Stream CSV with every cell as text: the reader itself would not say in which row a cell is.
+
+    Args:
+        file: Binary stream.
+        columns: Those to read.
+        names: Of all columns, where the stream has no header; then a cell is missing only when it
+            is empty and not quoted.
+    """
+    options = pyarrow.csv.ConvertOptions(
+        include_columns=list(columns),
+        column_types=dict.fromkeys(columns, pa.string()),
+        strings_can_be_null=True,
+    )
+    if names is not None:
+        options.null_values, options.quoted_strings_can_be_null = [""], False
+    with pyarrow.csv.open_csv(
+        file,
+        pyarrow.csv.ReadOptions(use_threads=False, column_names=names),
+        pyarrow.csv.ParseOptions(newlines_in_values=True),
+        options,
+    ) as reader:
+        yield from reader
+
+
+def find(
+    path: str,
+    fs: AbstractFileSystem = LOCAL,
+    *,
+    scheme: str = "",
+    stem: str = "",
+    suffixes: Sequence[str] = SUFFIXES,
+) -> DataSet:
+    """Find the files of a data set.
+
+    Args:
+        path: A file; a pattern such as ``clicks/2026-*.parquet``, whose files follow each other in
+            the order of their names; or a folder, with a file each for train, valid and test, or
+            with files that follow each other.
+        fs: Where it is.
+        scheme: What messages put before a path.
+        stem: In a folder that has a file of this name, only that one is read, and no splits.
+        suffixes: What the files may end in.
+
+    Raises:
+        DataError: There is no such file, or one that does not end in one of the suffixes.
+    """
+    try:
+        if fs.isdir(path):
+            return DataSet(scheme + path, _of_folder(path, fs, scheme, stem, suffixes))
+        is_pattern = any(sign in path for sign in "*?[") and not fs.exists(path)
+        paths = sorted(fs.glob(path)) if is_pattern else [path] if fs.isfile(path) else []
+    except (OSError, BotoCoreError) as error:
+        raise DataError(f"{scheme}{path}: cannot be read: {error}") from error
+    if not paths:
+        raise DataError(f"{scheme}{path}: no such file")
+    for found in paths:
+        if not found.endswith(tuple(suffixes)):
+            raise DataError(f"{scheme}{found}: expected a file ending in {', '.join(suffixes)}")
+    return DataSet(scheme + path, {"": [File(found, fs, scheme + found) for found in paths]})
+
+
+def _of_folder(
+    path: str, fs: AbstractFileSystem, scheme: str, stem: str, suffixes: Sequence[str]
+) -> dict[str, Table]:
+    """The tables of a folder; what other tools hide in it, such as ``_SUCCESS``, is no data."""
+    found = sorted(PurePosixPath(entry).name for entry in fs.ls(path, detail=False))
+    files = {
+        name: File(f"{path}/{name}", fs, f"{scheme}{path.rstrip('/')}/{name}")
+        for name in found
+        if name.endswith(tuple(suffixes)) and not name.startswith((".", "_"))
+    }
+    stems = [stem] if stem else list(SPLIT_NAMES)
+    named = {s: [name for name in files if name in {s + end for end in suffixes}] for s in stems}
+    if files and not any(named.values()):
+        return {"": list(files.values())}
+    for wanted, names in named.items():
+        if len(names) != 1:
+            expected = ", ".join(wanted + end for end in suffixes)
+            got = " and ".join(names) or "none"
+            raise DataError(f"{scheme}{path}: expected one of {expected}, got {got}")
+    return {"" if stem else wanted: [files[names[0]]] for wanted, names in named.items()}
+
+
+def _json_cells(values: list[Any]) -> pa.Array:
+    try:
+        return pa.array(values)
+    except pa.ArrowException:  # of several types
+        return pa.array([None if value is None else str(value) for value in values])
