@@ -14,9 +14,10 @@ import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from unittest import mock
 
@@ -161,14 +162,31 @@ def _output(prediction: Any) -> dict[str, Any]:
     return {"type": "number"}
 
 
-def _rewrite(source: Path, target: Path) -> None:
+def with_config(mar: Path, config: str, target: Path) -> None:
+    """Copy an archive with other settings.
+
+    Args:
+        mar: The archive.
+        config: The text of its new ``model-config.yaml``.
+        target: The copy, not the archive itself.
+    """
+    with zipfile.ZipFile(mar) as archive:
+        signature = json.loads(archive.read(SIGNATURE_FILE))
+    signature["files"][catalog.CONFIG_FILE] = sha256(config.encode())
+    changes = {catalog.CONFIG_FILE: config, SIGNATURE_FILE: json.dumps(signature)}
+    _rewrite(mar, target, {name: text.encode() for name, text in changes.items()})
+
+
+def _rewrite(
+    source: Path, target: Path, changes: Mapping[str, bytes] = MappingProxyType({})
+) -> None:
     """Copy a zip sorted by name and without times, so that the same content has the same sha256."""
     with (
         zipfile.ZipFile(source) as old,
         zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as new,
     ):
         for name in sorted(old.namelist()):
-            data = old.read(name)
+            data = changes.get(name) or old.read(name)
             if name == MANIFEST_FILE:
                 manifest = json.loads(data)
                 manifest["createdOn"] = "01/01/1980 00:00:00"

@@ -43,16 +43,16 @@ def generator() -> str:
 
 
 def load(url: str, body: Path, connections: int, seconds: int) -> Load:
-    """Post a body again and again, on each connection as soon as the last answer is there.
+    """Post requests again and again, on each connection as soon as the last answer is there.
 
     Args:
         url: Where to.
-        body: File with the JSON to post.
+        body: File with the JSON to post; several lines of JSON are posted in turn.
         connections: Open at the same time.
         seconds: Duration.
 
     Raises:
-        LoadError: If nothing came back.
+        LoadError: If nothing came back, or there are several lines and wrk is not installed.
     """
     return (_wrk if shutil.which("wrk") else _pywrkr)(url, body, connections, seconds)
 
@@ -64,6 +64,8 @@ def _wrk(url: str, body: Path, connections: int, seconds: int) -> Load:
 
 
 def _pywrkr(url: str, body: Path, connections: int, seconds: int) -> Load:
+    if len(body.read_bytes().splitlines()) > 1:
+        raise LoadError(f"{body}: only wrk can post several requests in turn; install wrk")
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         _run(
             [

@@ -1,11 +1,20 @@
--- For wrk: posts the body in the file that is its first argument, and reports as JSON.
+-- For wrk: posts the lines of the file that is its first argument in turn, and reports as JSON.
 
 function init(args)
-   local file = assert(io.open(args[1], "rb"))
    wrk.method = "POST"
    wrk.headers["Content-Type"] = "application/json"
-   wrk.body = file:read("*a")
-   file:close()
+   local posts = {}
+   for line in assert(io.lines(args[1])) do
+      posts[#posts + 1] = wrk.format(nil, nil, nil, line)
+      wrk.body = line
+   end
+   if #posts > 1 then -- else wrk sends wrk.body, without a call into this script for each request
+      local turn = 0
+      function request()
+         turn = turn % #posts + 1
+         return posts[turn]
+      end
+   end
 end
 
 function done(summary, latency, requests)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -16,13 +15,13 @@ from pathlib import Path
 
 import requests
 
+from archive.catalog import CONFIG_FILE
+from archive.package import with_config
 from bench.fastapi_service import MODELS_VARIABLE
-from handlers.signature import SIGNATURE_FILE, sha256
-from scripts.instance import Settings
+from scripts.instance import Settings, free_ports
 from scripts.torchserve import Management, java
-from tests.serving import ROOT, Server, free_ports, instance_env, make_archive, running_server
+from tests.serving import ROOT, Server, instance_env, make_archive, running_server
 
-CONFIG_FILE = "model-config.yaml"
 START_TIMEOUT_S = 60.0
 POLL_INTERVAL_S = 0.1
 
@@ -68,16 +67,7 @@ def default_torchserve(mar: Path, scratch: Path) -> Iterator[str]:
     """TorchServe as it comes, over an archive stripped of its settings; yields the base URL."""
     store = scratch / "default-store"
     store.mkdir()
-    with zipfile.ZipFile(mar) as archive:
-        files = {name: archive.read(name) for name in archive.namelist()}
-    files[CONFIG_FILE] = b"handler: {}\n"
-    signature = json.loads(files[SIGNATURE_FILE])
-    signature["files"][CONFIG_FILE] = sha256(files[CONFIG_FILE])
-    files[SIGNATURE_FILE] = json.dumps(signature).encode()
-    with zipfile.ZipFile(store / mar.name, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-
+    with_config(mar, "handler: {}\n", store / mar.name)
     with instance_env(store) as env:
         settings = Settings.from_env(env)
         config = scratch / "default.properties"

@@ -9,7 +9,7 @@ import socket
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,8 @@ class Settings:
         inference_host: Loopback unless set; 0.0.0.0 lets callers on other machines in.
         inference_port: Also tells the instances of a machine apart.
         management_port: On loopback always: who reaches it can run code.
-        metrics_port: On loopback always.
+        metrics_host: Loopback unless set, as inference_host.
+        metrics_port: Where Prometheus finds TorchServe's and the handlers' series.
         sidecar_host: Loopback unless set, as inference_host.
         sidecar_port: Where the sidecar's routes answer.
         token_auth: 1 asks callers for a bearer token.
@@ -44,6 +45,7 @@ class Settings:
     inference_host: str
     inference_port: int
     management_port: int
+    metrics_host: str
     metrics_port: int
     sidecar_host: str
     sidecar_port: int
@@ -67,6 +69,7 @@ class Settings:
             inference_host=env.get("INFERENCE_HOST") or "127.0.0.1",
             inference_port=_port(env, "INFERENCE_PORT", 8080),
             management_port=_port(env, "MANAGEMENT_PORT", 8081),
+            metrics_host=env.get("METRICS_HOST") or "127.0.0.1",
             metrics_port=_port(env, "METRICS_PORT", 8082),
             sidecar_host=env.get("SIDECAR_HOST") or "127.0.0.1",
             sidecar_port=_port(env, "SIDECAR_PORT", 8090),
@@ -84,7 +87,7 @@ class Settings:
         return [
             ("INFERENCE_PORT", self.inference_host, self.inference_port),
             ("MANAGEMENT_PORT", "127.0.0.1", self.management_port),
-            ("METRICS_PORT", "127.0.0.1", self.metrics_port),
+            ("METRICS_PORT", self.metrics_host, self.metrics_port),
             ("SIDECAR_PORT", self.sidecar_host, self.sidecar_port),
         ]
 
@@ -154,12 +157,35 @@ def check_ports(settings: Settings) -> None:
                 ) from error
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback that nobody listens on."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
 def _listener(port: int) -> str:
     with suppress(psutil.Error):
         for connection in psutil.net_connections("tcp"):
             if connection.laddr and connection.laddr.port == port and connection.pid:
                 return f" by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
     return ""
+
+
+def check_socket_path(folder: Path) -> None:
+    """Find out whether workers can have their sockets in a run folder.
+
+    Raises:
+        ServeError: If its path is too long.
+    """
+    size = len(os.fsencode(folder / ".ts.sock.65535"))
+    if size > MAX_SOCKET_PATH_BYTES:
+        raise ServeError(
+            f"{folder}: expected a path that leaves sockets in it {MAX_SOCKET_PATH_BYTES} bytes, "
+            f"got {size}; choose a shorter TMPDIR"
+        )
 
 
 @contextmanager
@@ -171,12 +197,7 @@ def claim(folder: Path) -> Iterator[None]:
     Raises:
         ServeError: If a live instance owns the folder, or it cannot be used.
     """
-    size = len(os.fsencode(folder / ".ts.sock.65535"))
-    if size > MAX_SOCKET_PATH_BYTES:
-        raise ServeError(
-            f"{folder}: expected a path that leaves sockets in it {MAX_SOCKET_PATH_BYTES} bytes, "
-            f"got {size}; choose a shorter TMPDIR"
-        )
+    check_socket_path(folder)
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
