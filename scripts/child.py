@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.instance import ServeError
 
 LOG_TAIL_LINES = 20
+MAX_LOG_BYTES = 100 << 20
 PR_SET_PDEATHSIG = 1
 
 
@@ -42,7 +46,7 @@ class Child:
         """Start it; the log of the run before is kept beside the new one."""
         log.parent.mkdir(parents=True, exist_ok=True)
         if log.exists():
-            log.replace(log.with_suffix(".previous.log"))
+            log.replace(_previous(log))
         libc = ctypes.CDLL(None)
         with log.open("ab") as output:
             process = subprocess.Popen(
@@ -58,7 +62,7 @@ class Child:
         return cls(name, process, log)
 
     def check(self) -> None:
-        """See whether it still runs.
+        """See whether it still runs, and begin its log anew when that has grown large.
 
         Raises:
             ServeError: If it ended, which nobody asked it to.
@@ -68,6 +72,14 @@ class Child:
                 f"{self.name} ended with exit code {self.process.returncode}; "
                 f"{self.log} ends with:\n{tail(self.log)}"
             )
+        with suppress(OSError):  # log4j2 is just renaming it, or the disk is full
+            if self.log.stat().st_size > MAX_LOG_BYTES:
+                shutil.copyfile(self.log, _previous(self.log))
+                os.truncate(self.log, 0)  # whoever appends to it goes on at its new end
+
+
+def _previous(log: Path) -> Path:
+    return log.with_suffix(".previous.log")
 
 
 def tail(log: Path) -> str:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,35 @@ class Prune(RegistryConfig):
             print(f"removed {entry.model} {entry.version}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pull(RegistryConfig):
+    """Copy the champions into a model store, for a start that serves them.
+
+    Attributes:
+        model: Names separated by commas; every model that has a champion by default.
+        store: Folder that the archives go to; MODEL_STORE, or else model-store/, by default.
+    """
+
+    model: str = ""
+    store: Path = field(
+        default_factory=lambda: Path(os.environ.get("MODEL_STORE") or package.MODEL_STORE)
+    )
+
+    def run(self) -> None:
+        """Copy and check."""
+        registry = self.open_registry()
+        names = [name.strip() for name in self.model.split(",")] if self.model else []
+        names = names or [entry.model for entry, of in registry.listing() if CHAMPION in of]
+        if not names:
+            raise RegistryError(
+                f"{self.s3_bucket or self.registry} has no champion; "
+                "run: python -m scripts.register_model promote --model <model>"
+            )
+        for name in names:
+            entry = registry.entry(name, CHAMPION)
+            print(f"{registry.fetch(name, entry.version, self.store)} {entry.version}")
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "register": Register,
     "list": List,
@@ -151,6 +181,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "promote": Promote,
     "rollback": Rollback,
     "prune": Prune,
+    "pull": Pull,
 }
 
 

@@ -50,7 +50,7 @@ def launch(settings: Settings, load_models: str) -> Child:
         f"{tracked}\n"  # a later line wins
         f"inference_address=http://{settings.inference_host}:{settings.inference_port}\n"
         f"management_address={settings.management_url}\n"
-        f"metrics_address=http://127.0.0.1:{settings.metrics_port}\n"
+        f"metrics_address=http://{settings.metrics_host}:{settings.metrics_port}\n"
         f"disable_token_authorization={str(not settings.token_auth).lower()}\n"
         f"load_models={load_models}\n",
         encoding="utf-8",

@@ -202,6 +202,7 @@ async def _index_mismatches(shared: State) -> list[str]:
             shared.index_mismatches = await asyncio.to_thread(
                 vectors.mismatches, shared.settings.index_uri, vectors.towers(signatures)
             )
+            shared.metrics.index_mismatches.set(len(shared.index_mismatches))
             shared.compare_at = time.monotonic() + COMPARE_INTERVAL_S
         return shared.index_mismatches
 

@@ -53,6 +53,7 @@ class Metrics:
         latency_s: By route.
         reloads: By model and outcome.
         ready_workers: By model and version.
+        index_mismatches: As /health lists them; counted when it is asked and an index is set.
     """
 
     def __init__(self) -> None:
@@ -77,6 +78,11 @@ class Metrics:
             "sidecar_model_ready_workers",
             "READY workers of each version that TorchServe has loaded",
             ["model", "version", "default"],
+            registry=self.registry,
+        )
+        self.index_mismatches = Gauge(
+            "sidecar_index_mismatches",
+            "Towers that the live item index does not match",
             registry=self.registry,
         )
 

@@ -18,7 +18,8 @@ import psutil
 import pytest
 import requests
 
-from scripts import instance
+from scripts import child, instance
+from scripts.child import Child
 from scripts.instance import ServeError, Settings
 from tests import serving
 from tests.serving import Server, make_archive, running_server
@@ -246,6 +247,25 @@ def test_server_fails_when_a_part_ends_by_itself(tmp_path: Path, part: str, name
         assert server.process.stderr is not None
         assert f"error: {name} ended with exit code -9" in server.process.stderr.read()
         assert leftovers(server.temp_folder) == []
+
+
+def test_log_begins_anew_before_it_fills_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "MAX_LOG_BYTES", 10)
+    log, gate = tmp_path / "part.log", tmp_path / "gate"
+    os.mkfifo(gate)
+    command = ["sh", "-c", "echo a long first line; read -r _ < gate; echo second"]
+    part = Child.start("a part", command, log, cwd=tmp_path, env=os.environ)
+    try:
+        with gate.open("w"):  # it has reached the gate
+            part.check()
+            assert log.read_text() == ""
+        part.process.wait(timeout=10)
+    finally:
+        part.process.kill()
+    assert log.read_text() == "second\n"
+    assert (tmp_path / "part.previous.log").read_text() == "a long first line\n"
 
 
 def test_token_auth_asks_callers_for_the_inference_key(tmp_path: Path) -> None:
