@@ -509,7 +509,7 @@ def test_prometheus_finds_every_metric_and_label_that_is_named(
     with prometheus(server, tmp_path) as url:
         # The handlers hand their counts over once a second.
         wait_for(lambda: query(url, "recmar_feature_out_of_vocabulary"))
-        assert len(query(url, 'up{job="recmar"} == 1')) == 2
+        wait_for(lambda: len(query(url, 'up{job="recmar"} == 1')) == 2)
         for expr in expressions():
             selectors = re.findall(r"(\w+)\{([^}]*)\}", expr)
             labels = {"kind", "pod"}  # of label_replace, of the operator
