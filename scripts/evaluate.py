@@ -187,7 +187,8 @@ def held_out(model: catalog.Model, new: Archive, old: Archive | None, config: Co
         flag: dict.fromkeys(name for r in runs for name in names(getattr(r, flag)))
         for flag in run.column_flags
     }
-    run = replace(run, **{flag: ",".join(both) for flag, both in columns.items()})
+    every = {flag: ",".join(both) for flag, both in columns.items()}
+    run = replace(run, engine="local", **every)
     evaluation: Evaluation = module.evaluation(run, config.slice)
     return evaluation
 

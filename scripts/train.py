@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = []
     for script, *own in scripts:
         command = [sys.executable, "-m", f"training.{script}", *own, *flags]
-        print(f"== {' '.join([script, *own, *flags])}", flush=True)
+        print(f"== {' '.join([script, *own])}", flush=True)  # a flag may be a password
         run = subprocess.Popen(command)
         try:
             status = run.wait()

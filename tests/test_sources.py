@@ -265,3 +265,70 @@ def test_data_hash_changes_with_the_content_and_only_with_it(tmp_path: Path) -> 
     assert data_sha256(tmp_path) == before
     write(TABLE[:2], tmp_path / "test.csv")
     assert data_sha256(tmp_path) != before
+
+
+@pytest.mark.parametrize("pattern", ["", "*.csv", "part-?.csv"])
+def test_files_that_follow_each_other_are_one_table(tmp_path: Path, pattern: str) -> None:
+    for i in (2, 1):
+        write(TABLE.assign(age=i), tmp_path / f"part-{i}.csv")
+    write_text(tmp_path / "_SUCCESS", "")
+    assert read_table(tmp_path / pattern, ["age"])["age"].tolist() == [1] * 3 + [2] * 3
+
+
+def test_a_cell_is_told_with_the_file_and_row_that_it_is_in(tmp_path: Path) -> None:
+    write(TABLE, tmp_path / "a.csv")
+    write_text(tmp_path / "b.csv", "age,price\n1,2\nold,2\nolder,x\n")
+    with pytest.raises(DataError) as error:
+        read_table(tmp_path, ["age", "price"])
+    assert str(error.value).splitlines() == [
+        f'{tmp_path}/b.csv: row 3, column age: expected a number, got "old"',
+        f'{tmp_path}/b.csv: row 4, column price: expected a number, got "x"',
+    ]
+
+
+def test_everything_wrong_with_all_splits_is_told_at_once(tmp_path: Path) -> None:
+    write_text(tmp_path / "train.csv", "age,prize\n1,2\n")
+    write_text(tmp_path / "valid.csv", "age,price\nold,2\n")
+    write_text(tmp_path / "test.csv", "price\n1\n")
+    with pytest.raises(DataError) as error:
+        load_splits(tmp_path, ["age", "price"])
+    assert [line.removeprefix(f"{tmp_path}/") for line in str(error.value).splitlines()] == [
+        "train.csv: missing column price (did you mean prize?); it has age, prize",
+        'valid.csv: row 2, column age: expected a number, got "old"',
+        "test.csv: missing column age; it has price",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"age": 1}\n{"age": "old"}\n', 'row 2, column age: expected a number, got "old"'),
+        ('{"age": 1}\n{"age": true}\n', 'row 2, column age: expected a number, got "True"'),
+        ('{"age": 1}\n{"age": 2\n', "row 2 is not JSON: "),
+        ('{"age": 1}\n[2]\n', "row 2: expected an object, got [2]"),
+        ('{"ages": 1}\n', "missing column age (did you mean ages?); it has ages"),
+        ("", "missing column age"),
+    ],
+)
+def test_bad_json_lines_are_refused_with_their_place(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    path = write_text(tmp_path / "t.jsonl", text)
+    with pytest.raises(DataError, match=re.escape(f"{path}: {message}")):
+        read_table(path, ["age"])
+
+
+def test_json_lines_may_mix_types_and_leave_cells_out(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "t.jsonl", '{"age": 1, "id": 7}\n{"id": "x"}\n{"age": 0.5}\n')
+    read = read_table(path, ["age"], ["id"])
+    assert read["age"].fillna(-1).tolist() == [1, -1, 0.5]
+    assert read["id"].fillna("none").tolist() == ["7", "x", "none"]
+
+
+def test_a_column_of_many_batches_is_one_column(tmp_path: Path) -> None:
+    numbers = np.arange(300_000)
+    table = pd.DataFrame({"age": numbers, "id": numbers % 1000})
+    for suffix in ("csv", "parquet", "jsonl"):
+        read = read_table(write(table, tmp_path / f"t.{suffix}"), ["age"], ["id"])
+        np.testing.assert_array_equal(read["age"], numbers)
+        assert read["id"].tolist() == table["id"].astype(str).tolist()

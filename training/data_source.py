@@ -32,8 +32,8 @@ class DataConfig:
         data_source: What holds the data: files; oss for files in an object store, which data-path
             names as s3://bucket/path or oss://bucket/path; or a database.
         oss_endpoint: URL of the object store; OSS_ENDPOINT or AWS_ENDPOINT_URL by default.
-        oss_access_key: By default OSS_ACCESS_KEY_ID or AWS_ACCESS_KEY_ID.
-        oss_secret_key: Better given as OSS_ACCESS_KEY_SECRET or AWS_SECRET_ACCESS_KEY.
+        oss_access_key: By default OSS_ACCESS_KEY_ID, or as AWS's own tools find it.
+        oss_secret_key: Better given as OSS_ACCESS_KEY_SECRET, or to AWS's own tools.
         oss_region: By default OSS_REGION or AWS_DEFAULT_REGION.
         table: Table to read of a database.
         query: Query to read instead of a table; order its rows, for splits that repeat.

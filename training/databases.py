@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import psycopg
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pymysql
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from pymysql.converters import encoders
 from pymysql.cursors import SSCursor
 
 from training.files import csv_batches
@@ -21,6 +23,8 @@ _BATCH_ROWS = 1 << 16
 CONNECT_TIMEOUT_S = 10
 # A server may think for long before the first row of a query.
 READ_TIMEOUT_S = 600
+# And no decoders: cells come as the server's own text, as those of a CSV file do.
+_ENCODERS: dict[Any, Any] = {**encoders}
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class MySQL:
     @property
     def name(self) -> str:
         """Server and table."""
-        return f"mysql {self.host}:{self.port} {self.query}"
+        return f"{self.query} of {self.host}:{self.port}"
 
     def columns(self) -> list[str]:
         """Names of all columns."""
@@ -106,7 +110,7 @@ class MySQL:
                 database=self.database or None,
                 charset="utf8mb4",
                 cursorclass=SSCursor,
-                conv={},  # the server's own text, as of a CSV file
+                conv=_ENCODERS,
                 connect_timeout=CONNECT_TIMEOUT_S,
                 read_timeout=READ_TIMEOUT_S,
                 # A limit that an administrator set would cut the data short without a word.
@@ -133,7 +137,8 @@ def _mysql_table(table: str) -> str:
 
 
 def _mysql_message(error: Exception) -> str:
-    return ": ".join(map(str, error.args[::-1]))
+    code, message = error.args if len(error.args) == 2 else ("", str(error))
+    return f"{message} ({code})" if code else message
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,7 @@ class Postgres:
     @property
     def name(self) -> str:
         """Server and table."""
-        return f"postgres {self.query}" + (f" ({public_dsn(self.dsn)})" if self.dsn else "")
+        return f"{self.query} of {public_dsn(self.dsn) or 'postgres'}"
 
     def columns(self) -> list[str]:
         """Names of all columns."""
@@ -164,14 +169,18 @@ class Postgres:
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Stream the rows, as text."""
         # A query runs as it is: within another one, it need not keep its order.
-        names, rows = self.columns(), self._rows
+        names, selected = list(columns), self._rows
         if self.query.table:
-            names = list(columns)
             fields = sql.SQL(", ").join(map(sql.Identifier, names))
-            rows = sql.SQL("(SELECT {} FROM {})").format(fields, self._rows)
-        command = sql.SQL("COPY {} TO STDOUT (FORMAT csv, ENCODING 'UTF8')").format(rows)
+            selected = sql.SQL("(SELECT {} FROM {})").format(fields, self._rows)
+        else:
+            names = self.columns()
+        command = sql.SQL("COPY {} TO STDOUT (FORMAT csv, ENCODING 'UTF8')").format(selected)
         with self._cursor() as cursor, cursor.copy(command) as copy:
-            yield from csv_batches(_CopyFile(copy), columns, names)
+            rows = iter(copy)
+            # What reads CSV takes no bytes at all for a mistake.
+            if (first := next(rows, None)) is not None:
+                yield from csv_batches(_CopyFile(chain([first], rows)), columns, names)
 
     def sha256(self) -> None:
         """Only the rows tell."""
@@ -200,8 +209,8 @@ class _CopyFile:
 
     closed = False
 
-    def __init__(self, copy: psycopg.Copy) -> None:
-        self._rows = iter(copy)
+    def __init__(self, rows: Iterator[bytes | bytearray | memoryview]) -> None:
+        self._rows = rows
         self._rest = b""
 
     def read(self, size: int) -> bytes:

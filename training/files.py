@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
@@ -14,6 +15,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
+from aiohttp import ClientError
 from botocore.exceptions import BotoCoreError
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
@@ -53,10 +55,16 @@ class File:
     def _kind(self) -> str:
         return PurePosixPath(self.path.removesuffix(".gz")).suffix
 
-    def open(self) -> Any:
-        """The content as a binary stream, decompressed."""
-        file = pa.PythonFile(self.fs.open(self.path, "rb", block_size=_READ_BYTES))
-        return pa.CompressedInputStream(file, "gzip") if self.path.endswith(".gz") else file
+    @contextmanager
+    def open(self) -> Iterator[Any]:
+        """The content as a binary stream, decompressed.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        with _as_os_error(), self.fs.open(self.path, "rb", block_size=_READ_BYTES) as file:
+            stream = pa.PythonFile(file)
+            yield pa.CompressedInputStream(stream, "gzip") if self.path.endswith(".gz") else stream
 
     def columns(self) -> list[str]:
         """Names of all columns, in a file of JSON lines those of its first batch."""
@@ -107,6 +115,14 @@ class File:
             yield rows
 
 
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    try:
+        yield
+    except (BotoCoreError, ClientError) as error:  # of an object store
+        raise OSError(str(error)) from error
+
+
 def csv_batches(
     file: Any, columns: Sequence[str], names: Sequence[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
@@ -128,7 +144,8 @@ def csv_batches(
     with pyarrow.csv.open_csv(
         file,
         pyarrow.csv.ReadOptions(use_threads=False, column_names=names),
-        pyarrow.csv.ParseOptions(newlines_in_values=True),
+        # Without a header there may be one column only, of which a missing cell is an empty line.
+        pyarrow.csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=names is None),
         options,
     ) as reader:
         yield from reader
@@ -156,12 +173,14 @@ def find(
     Raises:
         DataError: There is no such file, or one that does not end in one of the suffixes.
     """
+    path = path.rstrip("/") or path
     try:
-        if fs.isdir(path):
-            return DataSet(scheme + path, _of_folder(path, fs, scheme, stem, suffixes))
-        is_pattern = any(sign in path for sign in "*?[") and not fs.exists(path)
-        paths = sorted(fs.glob(path)) if is_pattern else [path] if fs.isfile(path) else []
-    except (OSError, BotoCoreError) as error:
+        with _as_os_error():
+            if fs.isdir(path):
+                return DataSet(scheme + path, _of_folder(path, fs, scheme, stem, suffixes))
+            is_pattern = any(sign in path for sign in "*?[") and not fs.exists(path)
+            paths = sorted(fs.glob(path)) if is_pattern else [path] if fs.isfile(path) else []
+    except OSError as error:
         raise DataError(f"{scheme}{path}: cannot be read: {error}") from error
     if not paths:
         raise DataError(f"{scheme}{path}: no such file")
@@ -177,7 +196,7 @@ def _of_folder(
     """The tables of a folder; what other tools hide in it, such as ``_SUCCESS``, is no data."""
     found = sorted(PurePosixPath(entry).name for entry in fs.ls(path, detail=False))
     files = {
-        name: File(f"{path}/{name}", fs, f"{scheme}{path.rstrip('/')}/{name}")
+        name: File(f"{path}/{name}", fs, f"{scheme}{path}/{name}")
         for name in found
         if name.endswith(tuple(suffixes)) and not name.startswith((".", "_"))
     }

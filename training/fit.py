@@ -4,8 +4,9 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ OOV_SHARE = 0.015
 logger = logging.getLogger(__name__)
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Step = Callable[[Tensor], Tensor]
+History = dict[str, list[float]]
 
 
 class TrainingError(ValueError):
@@ -27,12 +30,29 @@ class TrainingError(ValueError):
 
 
 @dataclass(frozen=True)
-class FitConfig:
+class EngineConfig:
+    """What trains: this process, or several.
+
+    Attributes:
+        engine: local; or ray, for the cluster of RAY_ADDRESS and without that for one of this
+            machine alone.
+        num_workers: Processes that train, with ray.
+        checkpoint_dir: Folder or s3:// URL that all machines of the cluster see, for checkpoints
+            while ray trains; by default a temporary folder, which is enough for one machine.
+    """
+
+    engine: Literal["local", "ray"] = "local"
+    num_workers: int = 2
+    checkpoint_dir: str = ""
+
+
+@dataclass(frozen=True)
+class FitConfig(EngineConfig):
     """How a network is trained.
 
     Attributes:
         epochs: At most so many passes over the training split.
-        batch_size: Instances a step.
+        batch_size: Instances a step, of all workers together.
         lr: Highest learning rate of a one-cycle schedule (Smith, 2018, arXiv:1708.07120).
         weight_decay: Of everything but the embeddings.
         embedding_decay: Of the embeddings.
@@ -95,10 +115,10 @@ def fit(
 def fit_steps(
     network: nn.Module,
     n_rows: int,
-    step: Callable[[Tensor], Tensor],
+    step: Step,
     validate: Callable[[], Tensor],
     config: FitConfig,
-) -> dict[str, list[float]]:
+) -> History:
     """Train a network in place by the loss of batches of row numbers; :func:`fit` for the rest.
 
     Args:
@@ -114,21 +134,84 @@ def fit_steps(
     Raises:
         TrainingError: If the loss is not finite.
     """
+    job = _Job(network, n_rows, step, validate, config)
+    if config.engine == "ray":
+        from training import distributed  # Ray is an extra
+
+        weights, history = distributed.run("torch", _loop, config, [job])
+    else:
+        weights, history = _loop(job, Worker())
+    network.load_state_dict(weights)
+    network.eval()
+    return history
+
+
+class Worker:
+    """The process that trains, here the only one; :mod:`training.distributed` has one of several.
+
+    Attributes:
+        rank: Its number, from 0.
+        size: How many there are.
+    """
+
+    rank, size = 0, 1
+
+    def saved(self) -> Any:
+        """What was saved last, by the processes before these; None at first."""
+        return None
+
+    def save(self, state: Any) -> None:
+        """Save how far the first worker has come; all of them must call it."""
+
+    def wrap(self, network: nn.Module, step: Step) -> Step:
+        """A step whose gradients are the mean over all workers."""
+        return step
+
+    def order(self, n_rows: int, seed: int, epoch: int) -> Tensor:
+        """Numbers of the rows that are this worker's in an epoch, int64 [n_rows // size]."""
+        return torch.randperm(n_rows)
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over all workers."""
+        return value
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The arguments of :func:`fit_steps`, as a worker is given them."""
+
+    network: nn.Module
+    n_rows: int
+    step: Step
+    validate: Callable[[], Tensor]
+    config: FitConfig
+
+
+def _loop(job: _Job, worker: Worker) -> tuple[dict[str, Tensor], History]:
+    """Train a worker's network; returns the weights of its best epoch, and the losses."""
+    network, config = job.network, job.config
+    n_rows, batch_size = job.n_rows // worker.size, -(-config.batch_size // worker.size)
     optimizer = torch.optim.AdamW(_parameter_groups(network, config), lr=config.lr, fused=True)
-    n_batches = -(-n_rows // config.batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.lr, total_steps=config.epochs * n_batches
+        optimizer, config.lr, total_steps=config.epochs * -(-n_rows // batch_size)
     )
-    history: dict[str, list[float]] = {"train": [], "valid": []}
-    best, best_weights = float("inf"), copy.deepcopy(network.state_dict())
-    loop_s = 0.0
+    history: History = {"train": [], "valid": []}
+    best_weights = copy.deepcopy(network.state_dict())
+    if state := worker.saved():
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        history, best_weights = state["history"], state["best_weights"]
+    step = worker.wrap(network, job.step)
+    valid = history["valid"]
+    loop_s, n_done = 0.0, 0
     with tqdm(
         total=config.epochs * n_rows, unit="row", unit_scale=True, disable=None, leave=False
     ) as bar:
-        for epoch in range(1, config.epochs + 1):
+        while len(valid) < config.epochs and not _stalled(valid, config.patience):
             network.train()
             started, total = time.perf_counter(), torch.zeros(())
-            for index in torch.split(torch.randperm(n_rows), config.batch_size):
+            for index in torch.split(worker.order(job.n_rows, config.seed, len(valid)), batch_size):
                 value = step(index)
                 optimizer.zero_grad()
                 value.backward()  # type: ignore[no-untyped-call]
@@ -137,25 +220,38 @@ def fit_steps(
                 total += value.detach() * len(index)
                 bar.update(len(index))
             loop_s += time.perf_counter() - started
-            history["train"].append(float(total) / n_rows)
+            n_done += n_rows
+            history["train"].append(float(worker.total(total)) / (n_rows * worker.size))
             with torch.inference_mode():
-                history["valid"].append(float(validate()))
-            if not math.isfinite(history["valid"][-1]):
-                raise TrainingError(f"epoch {epoch}: the loss is not finite; try a lower --lr")
-            bar.set_description(f"epoch {epoch}, valid loss {history['valid'][-1]:.4f}")
-            if history["valid"][-1] < best:
-                best, best_weights = history["valid"][-1], copy.deepcopy(network.state_dict())
-            elif epoch - 1 - history["valid"].index(best) >= config.patience:
-                break
-    network.load_state_dict(best_weights)
-    network.eval()
+                # One of them does: drawn samples make the others' loss another one.
+                value = job.validate() if worker.rank == 0 else torch.zeros(())
+            valid.append(float(worker.total(value)))
+            if not math.isfinite(valid[-1]):
+                raise TrainingError(f"epoch {len(valid)}: the loss is not finite; try a lower --lr")
+            bar.set_description(f"epoch {len(valid)}, valid loss {valid[-1]:.4f}")
+            if valid[-1] == min(valid):
+                best_weights = copy.deepcopy(network.state_dict())
+            worker.save(
+                {
+                    "network": network.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "schedule": schedule.state_dict(),
+                    "history": history,
+                    "best_weights": best_weights,
+                }
+            )
     logger.info(
         "best of %d epochs: %d; %.0f rows/s in the training loop",
-        epoch,
-        history["valid"].index(best) + 1,
-        epoch * n_rows / loop_s,
+        len(valid),
+        valid.index(min(valid)) + 1,
+        n_done * worker.size / max(loop_s, 1e-9),
     )
-    return history
+    return best_weights, history
+
+
+def _stalled(losses: Sequence[float], patience: int) -> bool:
+    """Whether the last so many are no better than the best one before."""
+    return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
 
 
 @torch.inference_mode()

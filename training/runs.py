@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -13,14 +13,14 @@ from typing import Any, ClassVar, TypeVar
 from handlers.schema import VOCABULARIES_FILE
 from training import artifacts
 from training.data_source import DataConfig
-from training.fit import TrainingError
-from training.sources import DataError
+from training.fit import EngineConfig, TrainingError
+from training.sources import DataError, DataSet
 
 INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
-class RunConfig(DataConfig):
+class RunConfig(DataConfig, EngineConfig):
     """A training run.
 
     Attributes:
@@ -31,6 +31,8 @@ class RunConfig(DataConfig):
 
     # Flags that list input columns, separated by commas.
     column_flags: ClassVar[Sequence[str]] = ()
+    # Whether the model's training loop can run in several processes.
+    distributable: ClassVar[bool] = True
 
     version: str = field(default_factory=artifacts.new_version)
     seed: int = 0
@@ -39,6 +41,15 @@ class RunConfig(DataConfig):
     def folder(self, model: str) -> Path:
         """Where the artifacts of a model go."""
         return self.artifacts_dir / model / self.version
+
+    def data(self, *args: Any, **kwargs: Any) -> DataSet:
+        """As of :class:`DataConfig`; with a cluster, it is what reads."""
+        found = super().data(*args, **kwargs)
+        if self.engine == "local":
+            return found
+        from training import distributed
+
+        return distributed.read_in_shards(found, self)
 
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -113,7 +124,8 @@ def run(train: Callable[[Config], Path], config: Config) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         artifacts.check_version(config.version)
-        folder = train(config)
+        with _engine(config):
+            folder = train(config)
     except (DataError, artifacts.ArtifactError, TrainingError) as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
@@ -123,3 +135,28 @@ def run(train: Callable[[Config], Path], config: Config) -> int:
         return INTERRUPTED
     print(f"artifacts: {folder}")
     return 0
+
+
+def _engine(config: RunConfig) -> AbstractContextManager[None]:
+    """What trains, ready while the block runs.
+
+    Raises:
+        TrainingError: If it cannot.
+    """
+    if config.engine == "local":
+        return nullcontext()
+    if not config.distributable:
+        raise TrainingError(
+            f"--engine {config.engine}: gensim trains this model, and does so on one machine; "
+            "leave the flag out"
+        )
+    try:
+        from training import distributed
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise TrainingError(
+            f"--engine {config.engine}: expected Ray to be installed; run: "
+            ".venv/bin/pip install -c constraints.txt '.[distributed]'"
+        ) from None
+    return distributed.cluster(config)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, ClassVar, Literal, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -123,6 +123,8 @@ class Config(runs.RunConfig):
     """
 
     mode: Literal["item2vec", "word2vec"] = "item2vec"
+    distributable: ClassVar[bool] = False
+
     data_path: Annotated[str | None, tyro.conf.arg(aliases=("--data",))] = None
     out: Path | None = None
     dim: int = 64

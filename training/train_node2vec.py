@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -78,6 +78,8 @@ class Config(runs.RunConfig):
         lr: Learning rate, which falls to nearly 0.
         test_share: Part of the edges that is held out for the test.
     """
+
+    distributable: ClassVar[bool] = False
 
     data_path: Annotated[str | None, tyro.conf.arg(aliases=("--data", "--edges"))] = None
     directed: bool = False

@@ -135,10 +135,7 @@ def fit(network: TwoTower, data: Choices, config: Config) -> dict[str, list[floa
     id_columns = [
         i for i, f in enumerate(data.item_schema.column_features) if f.name == config.item_id
     ]
-    # How often an item is to be expected among the candidates of a batch.
     frequency = torch.from_numpy(data.counts / data.counts.sum()).float()
-    expected = config.batch_size * frequency + config.extra_negatives / n_known
-    log_q = expected.log() if config.log_q else torch.zeros(len(catalogue))
 
     def embed_items(items: Tensor) -> Tensor:
         batch = hide_some(catalogue[items], network.item.inputs.categories)
@@ -149,7 +146,11 @@ def fit(network: TwoTower, data: Choices, config: Config) -> dict[str, list[floa
         user = network.user(hide_some(users[index], network.user.inputs.categories))  # [B, D]
         own, diagonal = chosen[index], torch.arange(len(index))
         candidates = torch.cat([own, torch.randint(n_known, (config.extra_negatives,))])  # [N]
-        logits = network.logits(user, embed_items(candidates)) - log_q[candidates]  # [B, N]
+        logits = network.logits(user, embed_items(candidates))  # [B, N]
+        if config.log_q:
+            # How often an item is to be expected among the candidates.
+            expected = len(index) * frequency[candidates] + config.extra_negatives / n_known
+            logits = logits - expected.log()
         duplicate = candidates == own[:, None]
         duplicate[diagonal, diagonal] = False
         logits = logits.masked_fill(duplicate, -torch.inf)

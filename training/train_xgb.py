@@ -2,9 +2,9 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tyro
@@ -16,11 +16,14 @@ from handlers.schema import Matrix
 from handlers.tree_inputs import ARCH_VERSION, BOOSTER_FILE, META_FILE, TreeInputs
 from training import rankers, runs, validation
 from training.curves import save_curves
+from training.fit import History, Worker
 from training.tables import metric_table
 from training.target_encoding import fit_target_encodings
 
 # Sums over threads round differently for each number of them: a fixed one repeats on any machine.
 N_THREADS = 2
+# With several workers, so many trees are grown between two checkpoints.
+CHECKPOINT_TREES = 50
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,8 @@ def train(config: Config) -> Path:
         encoded = (encoded - inputs.mean) / inputs.std
     booster, history = _fit(
         config,
-        _Batches(encoded, labels["train"], config.batch_size),
-        _Batches(inputs(data.valid), labels["valid"], config.batch_size),
+        (encoded, labels["train"]),
+        (inputs(data.valid), labels["valid"]),
     )
 
     def probabilities(matrix: Matrix) -> Any:
@@ -101,37 +104,83 @@ def train(config: Config) -> Path:
     return config.folder("xgb")
 
 
-def _fit(
-    config: Config, train_batches: xgb.DataIter, valid_batches: xgb.DataIter
-) -> tuple[xgb.Booster, dict[str, list[float]]]:
+Rows = tuple[Matrix, rankers.Targets]
+
+
+def _fit(config: Config, train_rows: Rows, valid_rows: Rows) -> tuple[xgb.Booster, History]:
     """Boost until the validation loss stops falling; keep the trees up to its best round."""
-    train_data = xgb.QuantileDMatrix(train_batches, max_bin=config.max_bin)
-    valid_data = xgb.QuantileDMatrix(valid_batches, ref=train_data)
-    losses: dict[str, dict[str, list[float]]] = {}
+    if config.engine == "ray":
+        from training import distributed  # Ray is an extra
+
+        n = config.num_workers
+        jobs = [
+            _Job(config, *((m[i::n], labels[i::n]) for m, labels in (train_rows, valid_rows)))
+            for i in range(n)
+        ]
+        state = distributed.run("xgboost", _boost, config, jobs)
+    else:
+        state = _boost(_Job(config, train_rows, valid_rows), Worker())
+    booster = cast(xgb.Booster, state.booster)
+    return booster[: booster.best_iteration + 1], state.history
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker boosts with: its share of the rows."""
+
+    config: Config
+    train: Rows
+    valid: Rows
+
+
+@dataclass
+class _State:
+    """How far boosting has come."""
+
+    stopping: xgb.callback.EarlyStopping
+    booster: xgb.Booster | None = None
+    history: History = field(default_factory=lambda: {"train": [], "valid": []})
+
+
+def _boost(job: _Job, worker: Worker) -> _State:
+    """Boost with the rows of a worker, and with what the others tell of theirs."""
+    config = job.config
+    alone = config.engine == "local"
+    train_data = xgb.QuantileDMatrix(
+        _Batches(*job.train, config.batch_size), max_bin=config.max_bin
+    )
+    valid_data = xgb.QuantileDMatrix(_Batches(*job.valid, config.batch_size), ref=train_data)
+    state = worker.saved() or _State(xgb.callback.EarlyStopping(rounds=config.patience))
     with _ProgressBar(config.epochs) as progress:
-        booster = xgb.train(
-            {
-                "objective": "binary:logistic",
-                "eval_metric": "logloss",
-                "tree_method": "hist",
-                "nthread": N_THREADS,
-                "seed": config.seed,
-                "max_depth": config.max_depth,
-                "eta": config.eta,
-                "min_child_weight": config.min_child_weight,
-                "subsample": config.subsample,
-                "max_bin": config.max_bin,
-            },
-            train_data,
-            num_boost_round=config.epochs,
-            evals=[(train_data, "train"), (valid_data, "valid")],
-            evals_result=losses,
-            early_stopping_rounds=config.patience,
-            verbose_eval=False,
-            callbacks=[progress],
-        )
-    history = {split: values["logloss"] for split, values in losses.items()}
-    return booster[: booster.best_iteration + 1], history
+        while (
+            left := config.epochs - len(state.history["valid"])
+        ) and state.stopping.current_rounds < config.patience:
+            losses: dict[str, dict[str, list[float]]] = {}
+            state.booster = xgb.train(
+                {
+                    "objective": "binary:logistic",
+                    "eval_metric": "logloss",
+                    "tree_method": "hist",
+                    "nthread": N_THREADS if alone else 1,
+                    "seed": config.seed + len(state.history["valid"]),
+                    "max_depth": config.max_depth,
+                    "eta": config.eta,
+                    "min_child_weight": config.min_child_weight,
+                    "subsample": config.subsample,
+                    "max_bin": config.max_bin,
+                },
+                train_data,
+                num_boost_round=left if alone else min(left, CHECKPOINT_TREES),
+                evals=[(train_data, "train"), (valid_data, "valid")],
+                evals_result=losses,
+                verbose_eval=False,
+                callbacks=[progress, state.stopping],
+                xgb_model=state.booster,
+            )
+            for split, values in losses.items():
+                state.history[split] += values["logloss"]
+            worker.save(state)
+    return state
 
 
 class _Batches(xgb.DataIter):

@@ -109,12 +109,12 @@ def check(
         title = f"{len(found)} warning{'s' * (len(found) > 1)} about the training data"
         if before:
             title += f", compared with that of version {before[0]}"
-        table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
-        for header in ("column", "found", "expected"):
-            table.add_column(header, overflow="fold")
+        table = Table("column", "found", "expected", box=box.SIMPLE_HEAD)
         for finding in found:
             table.add_row(*finding)
-        Console(stderr=True).print(table)
+        console = Console(stderr=True)
+        console.print(title, style="bold", soft_wrap=True)
+        console.print(table)
         if config.strict:
             raise DataError(f"--strict: {title}")
     return asdict(statistics)
