@@ -9,6 +9,7 @@ costs them time: it does not validate, count, or keep a bad request from a 500.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Callable
@@ -22,8 +23,10 @@ import torch
 import xgboost as xgb
 from fastapi import FastAPI, Request, Response
 
+from handlers.neighbours import Neighbours
 from handlers.networks import load_network, traced
 from handlers.networks.deepfm import DeepFM
+from handlers.networks.dssm import FeatureDSSM
 
 Matrix = npt.NDArray[np.float32]
 
@@ -80,23 +83,70 @@ def load_deepfm(folder: Path) -> Callable[[Matrix], Any]:
     return score
 
 
+def load_dssm(folder: Path) -> Callable[[Matrix], Any]:
+    """The function that embeds queries of features."""
+    network = load_network(FeatureDSSM, folder / "dssm_model.pt", torch.device("cpu"))
+    example = torch.zeros(2, len(network.config["query_cardinalities"]))
+    query = traced(network.query, example)
+
+    @torch.inference_mode()
+    def embed(x: Matrix) -> Any:
+        return query(torch.from_numpy(x)).numpy()
+
+    return embed
+
+
+def load_graph(folder: Path) -> Callable[[str, int], dict[str, Any]]:
+    """The function that finds the nodes nearest to one."""
+    ids = json.loads((folder / "vocabularies.json").read_text())["user_id"]
+    nodes = {node_id: node for node, node_id in enumerate(ids)}
+    neighbours = Neighbours.load(folder)
+
+    def recall(user_id: str, top_k: int) -> dict[str, Any]:
+        if user_id not in nodes:
+            return {"item_ids": [], "scores": []}
+        [(found, scores)] = neighbours.nearest(np.array([nodes[user_id]]), [top_k])
+        return {"item_ids": [ids[node] for node in found], "scores": scores}
+
+    return recall
+
+
+def read_features(folder: Path) -> Features:
+    """What a model's rows are."""
+    return Features(json.loads(next(folder.glob("*_meta.json")).read_text()))
+
+
+def answer(content: Any) -> Response:
+    """JSON, arrays included."""
+    body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(body, media_type="application/json")
+
+
 def create_app() -> FastAPI:
     """Load the models and route to them."""
     torch.set_num_threads(1)
     models = Path(os.environ[MODELS_VARIABLE])
     score = {"xgb": load_xgb(models / "xgb"), "deepfm": load_deepfm(models / "deepfm")}
-    features = {
-        model: Features(json.loads(next((models / model).glob("*_meta.json")).read_text()))
-        for model in score
-    }
+    features = {model: read_features(models / model) for model in score}
+    embed, query_features = load_dssm(models / "dssm"), read_features(models / "dssm")
+    nearest = load_graph(models / "graph_recall")
     app = FastAPI(openapi_url=None)
 
     @app.post("/predictions/{model}")
     async def predict(model: str, request: Request) -> Response:
         # On the event loop: a thread pool would cost more than a prediction does.
         rows = orjson.loads(await request.body())["data"]
-        predictions = score[model](features[model].matrix(rows))
-        answer = orjson.dumps({"predictions": predictions}, option=orjson.OPT_SERIALIZE_NUMPY)
-        return Response(answer, media_type="application/json")
+        return answer({"predictions": score[model](features[model].matrix(rows))})
 
+    @app.post("/query_embedding")
+    async def query_embedding(request: Request) -> Response:
+        query = orjson.loads(await request.body())["query_features"]
+        return answer({"query_embedding": embed(query_features.matrix([query]))[0]})
+
+    @app.post("/recall")
+    async def recall(request: Request) -> Response:
+        asked = orjson.loads(await request.body())
+        return answer(nearest(asked["user_id"], min(max(asked.get("top_k", 20), 1), 500)))
+
+    gc.freeze()  # as the sidecar does
     return app

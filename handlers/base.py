@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from itertools import chain
 from pathlib import Path
@@ -26,6 +27,7 @@ import torch
 from ts.context import Context
 from ts.torch_handler.base_handler import BaseHandler
 
+from handlers import logs
 from handlers.decoding import RequestDecoder
 from handlers.errors import ArchiveError, RequestError
 from handlers.schema import SCHEMA_VERSION, FeatureCounts
@@ -44,6 +46,13 @@ CPU = torch.device("cpu")
 Vectors = npt.NDArray[np.float32]
 Predictions = Vectors | list[Any]
 Answer = tuple[int, bytes]  # status and JSON body
+Failed = Callable[[int, Exception], None]  # told the request's place in the batch
+
+REQUEST_ID = "x-request-id"
+
+
+def _log_failed(_: int, error: Exception) -> None:
+    logger.error("scoring failed", exc_info=error)
 
 
 class RecHandler(BaseHandler):  # type: ignore[misc]
@@ -147,6 +156,12 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
         self.initialized = True
         # The worker logs several lines a batch at INFO, each of which Java reads and parses.
         logging.getLogger().setLevel(logging.WARNING)
+        # Ours only: Java parses the metrics' lines.
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logs.formatter())
+        ours = logging.getLogger(__package__)
+        ours.addHandler(handler)
+        ours.propagate = False
 
     def handle(self, data: list[dict[str, Any]], context: Context) -> list[Any]:
         """Answer a batch of requests, one answer each, in order."""
@@ -156,7 +171,12 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
         # caller may send a header of that name.
         if bodies == [None] and context.get_request_header(0, "describe") == "True":
             return [orjson.dumps(self.signature.to_json())]
-        answers, n_rows = self.answer(bodies)
+
+        def failed(i: int, error: Exception) -> None:
+            headers = context.get_all_request_header(i)
+            self._log_failure(error, headers, (time.perf_counter() - start) * 1e3)
+
+        answers, n_rows = self.answer(bodies, failed)
         statuses: Counter[int] = Counter()
         for i, (status, _) in enumerate(answers):
             context.set_response_content_type(i, "application/json")
@@ -165,6 +185,22 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
             statuses[status] += 1
         self.telemetry.observe((time.perf_counter() - start) * 1e3, n_rows, statuses)
         return [body for _, body in answers]
+
+    def _log_failure(
+        self, error: Exception, headers: Mapping[str, str], latency_ms: float
+    ) -> None:
+        # TorchServe keeps the case in which the caller wrote them.
+        request_id = next((v for name, v in headers.items() if name.lower() == REQUEST_ID), "none")
+        model, version = self.signature.model_name, self.signature.model_version
+        fields = {
+            "request_id": request_id,
+            "model": model,
+            "version": version,
+            "status": HTTPStatus.INTERNAL_SERVER_ERROR,
+            "latency_ms": round(latency_ms, 2),
+        }
+        message = f"{model} {version}: scoring failed, request {request_id}"
+        logger.error(message, exc_info=error, extra={"fields": fields})
 
     # Without TorchServe: what tests and training may call
 
@@ -229,11 +265,14 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
         self.counts = FeatureCounts.zeros(len(self.feature_names))
         self.decoder.unknown.clear()
 
-    def answer(self, bodies: list[Any]) -> tuple[list[Answer], int]:
+    def answer(
+        self, bodies: list[Any], failed: Failed = _log_failed
+    ) -> tuple[list[Answer], int]:
         """Answer a batch of request bodies.
 
         Args:
             bodies: As they came, bytes; None for a request whose body did not reach us.
+            failed: Is told of a request that the model failed on; the log by default.
 
         Returns:
             A status and a JSON body for each request, and the number of rows scored.
@@ -245,29 +284,31 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
                 requests[i] = self.decoder.decode(_as_bytes(body))
             except RequestError as error:
                 answers[i] = error.status, error.to_json()
-        scored, n_rows = self._score(list(requests.values())) if requests else ([], 0)
+        scored, n_rows = self._score(requests, failed) if requests else ([], 0)
         for i, answer in zip(requests, scored, strict=True):
             answers[i] = answer
         return answers, n_rows
 
-    def _score(self, requests: list[list[Any]]) -> tuple[list[Answer], int]:
+    def _score(
+        self, requests: dict[int, list[Any]], failed: Failed
+    ) -> tuple[list[Answer], int]:
         """Answer requests that are rows; what fails is neither scored nor counted."""
         counted = self.counts.copy()
-        rows = list(chain.from_iterable(requests))
+        rows = list(chain.from_iterable(requests.values()))
         answers: list[Answer] = []
         start = 0
         try:
             predictions = self._predict(rows)
-            for request in requests:
+            for request in requests.values():
                 share = predictions[start : start + len(request)]
                 answers.append((OK, b'{"predictions":%b}' % self.encode(share)))
                 start += len(request)
         except Exception as error:
             self.counts.restore(counted)
             if len(requests) > 1:  # One request must not take its batch-mates down.
-                alone = [self._score([request]) for request in requests]
+                alone = [self._score({i: request}, failed) for i, request in requests.items()]
                 return [answer for [answer], _ in alone], sum(n for _, n in alone)
-            logger.exception("scoring failed")
+            failed(next(iter(requests)), error)
             failure = RequestError(500, f"scoring failed: {type(error).__name__}; see the log")
             return [(failure.status, failure.to_json())], 0
         return answers, len(rows)

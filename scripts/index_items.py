@@ -8,6 +8,7 @@ callers search is an alias that moves when the collection is complete.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import pyarrow as pa
 import pyarrow.parquet
 import tyro
@@ -24,8 +26,11 @@ from pymilvus import DataType, MilvusClient, MilvusException
 from tqdm import tqdm
 
 from archive import catalog
+from handlers import logs
 from training import artifacts
 from training.item_vectors import IDS_FILE, VECTORS_FILE
+
+logger = logging.getLogger(__name__)
 
 MAX_ID_BYTES = 512
 
@@ -147,6 +152,12 @@ def export(items: ItemVectors, path: Path, batch_size: int) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
+    if path.suffix == ".npy":
+        with part.open("wb") as array:  # a path would get .npy at its end
+            np.save(array, items.vectors, allow_pickle=False)
+        artifacts.write_json(path.with_suffix(".ids.json"), items.ids)
+        part.replace(path)
+        return
     bar = tqdm(
         items.batches(batch_size),
         total=-(-len(items.ids) // batch_size),
@@ -154,15 +165,7 @@ def export(items: ItemVectors, path: Path, batch_size: int) -> None:
         disable=None,
         desc=path.name,
     )
-    if path.suffix == ".npy":
-        target = np.lib.format.open_memmap(
-            part, mode="w+", dtype=np.float32, shape=items.vectors.shape
-        )
-        for start, (ids, vectors) in zip(range(0, len(items.ids), batch_size), bar, strict=True):
-            target[start : start + len(ids)] = vectors
-        target.flush()
-        artifacts.write_json(path.with_suffix(".ids.json"), items.ids)
-    elif path.suffix == ".parquet":
+    if path.suffix == ".parquet":
         kind = pa.list_(pa.float32(), items.vectors.shape[1])
         schema = pa.schema([("id", pa.string()), ("vector", kind)])
         with pa.parquet.ParquetWriter(part, schema) as writer:
@@ -170,13 +173,14 @@ def export(items: ItemVectors, path: Path, batch_size: int) -> None:
                 column = pa.FixedSizeListArray.from_arrays(vectors.ravel(), type=kind)
                 writer.write_batch(pa.record_batch([pa.array(ids), column], schema=schema))
     else:
-        with part.open("w") as file:
-            separator = "{"
+        with part.open("wb") as file:
+            separator = b"{"
             for ids, vectors in bar:
-                for i, vector in zip(ids, vectors.tolist(), strict=True):
-                    file.write(f"{separator}{json.dumps(i)}: {json.dumps(vector)}")
-                    separator = ",\n"
-            file.write("}\n")
+                for i, vector in zip(ids, vectors, strict=True):
+                    values = orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY)
+                    file.write(b"%b%b:%b" % (separator, orjson.dumps(i), values))
+                    separator = b",\n"
+            file.write(b"}\n")
     part.replace(path)
 
 
@@ -202,10 +206,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 export(items, path, config.batch_size)
                 print(f"{path}: {len(items.ids):,} items, space {items.space_id}")
     except (artifacts.ArtifactError, catalog.UnknownModelError, MilvusException) as error:
-        print(f"error: {error}", file=sys.stderr)
+        logger.error("%s", error)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; run it again to go on", file=sys.stderr)
+        logger.warning("interrupted; run it again to go on")
         return 130
     return 0
 
@@ -213,6 +217,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _connect(uri: str) -> MilvusClient:
     if "://" not in uri:
         Path(uri).parent.mkdir(parents=True, exist_ok=True)
+        # By default Milvus Lite lets 128 MB gather, and takes 2 GB to write them out.
+        os.environ.setdefault("MILVUS_LITE_MEMTABLE_MEMORY_LIMIT_BYTES", str(16 << 20))
     return MilvusClient(uri, token=os.environ.get("MILVUS_TOKEN", ""))
 
 

@@ -9,6 +9,7 @@ import json
 import math
 import zipfile
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 from archive import catalog
 from handlers.base import CHUNK_ROWS, RecHandler
 from handlers.feature_rows import FeatureRowsHandler
+from handlers.schema import FeatureCounts
 from tests.models import Example, close, load_handler, model_names, numbers, predict, request
 
 BAD_BODIES = [
@@ -160,19 +162,48 @@ def test_request_that_cannot_be_scored_leaves_batchmates_unaffected(
     assert n_rows == 2
 
 
+def test_batch_that_is_scored_again_is_counted_once(
+    example: Example, handler: RecHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bodies = [request([row]) for row in example.rows[:10]]
+    handler.answer(bodies[1:])
+    expected, unknown = asdict(handler.counts.copy()), dict(handler.decoder.unknown)
+    assert sum(map(np.sum, expected.values())) > 0
+
+    [poison] = handler.decoder.decode(bodies[0])
+    score = handler.predict
+
+    def predict_then_fail(rows: list[Any]) -> Any:
+        predictions = score(rows)
+        if poison in rows:
+            raise MemoryError
+        return predictions
+
+    monkeypatch.setattr(handler, "predict", predict_then_fail)
+    handler.counts.restore(FeatureCounts.zeros(len(handler.feature_names)))
+    handler.decoder.unknown.clear()
+    handler.answer(bodies)
+    np.testing.assert_equal(asdict(handler.counts), expected)
+    assert handler.decoder.unknown == unknown
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_prediction_that_is_not_finite_is_an_error_of_its_request_alone(
     example: Example, handler: RecHandler, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
-    if isinstance(handler.predict(handler.decoder.decode(request(example.rows[:1]))), list):
-        pytest.skip(f"{example.model} predicts no array")
     bodies = [request([row]) for row in example.rows[:3]]
     expected = served(handler.answer(bodies)[0])
     [poison] = handler.decoder.decode(bodies[1])
     score = handler.predict
 
     def predict_not_finite(rows: list[Any]) -> Any:
-        predictions = np.array(score(rows))
+        predictions = score(rows)
+        if isinstance(predictions, list):
+            return [
+                {"scores": [0.5, value]} if row == poison else prediction
+                for row, prediction in zip(rows, predictions, strict=True)
+            ]
+        predictions = np.array(predictions)
         predictions[[row == poison for row in rows]] = value
         return predictions
 

@@ -21,7 +21,16 @@ from handlers import neighbours
 from handlers.graph_recall_handler import GraphRecallHandler
 from handlers.neighbours import INDEX_FILE, VECTORS_FILE, Neighbours, Vectors
 from tests.models import Example, load_handler, module, predict, request, train
-from training.graphs import Edges, edges_file, hold_out, non_edges, read_edges
+from training import files
+from training.graphs import (
+    EDGES_STEM,
+    EDGES_SUFFIXES,
+    Edges,
+    hold_out,
+    non_edges,
+    read_edges,
+    to_edges,
+)
 from training.sources import DataError
 from training.walks import NO_NODE, Walker, alias_tables
 
@@ -30,6 +39,12 @@ KARATE = "1 32\n1 22\n# a comment\n\n1\t20\n32 22\n"
 
 
 # Edge lists
+
+
+def load_edges(path: Path, *, directed: bool) -> Edges:
+    """The edges of a file or a folder."""
+    data = files.find(str(path), stem=EDGES_STEM, suffixes=EDGES_SUFFIXES)
+    return to_edges(read_edges(data), directed=directed)
 
 
 def edge_set(edges: Edges) -> dict[tuple[str, str], float]:
@@ -47,16 +62,16 @@ def test_edge_lists_of_all_formats_hold_the_same_graph(tmp_path: Path) -> None:
     text = "% weighted\n1 2\n1 3 2.5\n7  2 1\n"
     (tmp_path / "a.edgelist").write_text(text)
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text.encode()))
-    files = sorted(tmp_path.iterdir())
-    graphs = [edge_set(read_edges(file, directed=True)) for file in files]
+    paths = sorted(tmp_path.iterdir())
+    graphs = [edge_set(load_edges(file, directed=True)) for file in paths]
     assert graphs == [{("1", "2"): 1.0, ("1", "3"): 2.5, ("7", "2"): 1.0}] * 5
 
 
 def test_repeated_edges_add_up_and_loops_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("a b\na b 2\nb a 4\nc c\nb c\n")
-    assert edge_set(read_edges(path, directed=False)) == {("a", "b"): 7.0, ("b", "c"): 1.0}
-    assert edge_set(read_edges(path, directed=True)) == {
+    assert edge_set(load_edges(path, directed=False)) == {("a", "b"): 7.0, ("b", "c"): 1.0}
+    assert edge_set(load_edges(path, directed=True)) == {
         ("a", "b"): 3.0,
         ("b", "a"): 4.0,
         ("b", "c"): 1.0,
@@ -85,23 +100,24 @@ def test_bad_edge_list_is_told_with_its_place(
 ) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError) as error:
-        read_edges(tmp_path / name, directed=False)
+        load_edges(tmp_path / name, directed=False)
     assert message in str(error.value)
     assert name in str(error.value)
 
 
 def test_folder_stands_for_its_edges(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"expected one of edges\.csv.*, got none"):
-        edges_file(tmp_path)
+        load_edges(tmp_path, directed=False)
     (tmp_path / "edges.txt").write_text(KARATE)
-    assert edges_file(tmp_path) == tmp_path / "edges.txt"
+    (tmp_path / "notes.txt").write_text("not an edge list")
+    assert len(load_edges(tmp_path, directed=False)) == 4
 
 
 @pytest.mark.parametrize("directed", [False, True])
 def test_held_out_edges_leave_the_graph_connected(tmp_path: Path, directed: bool) -> None:
     lines = [f"{i} {(i + step) % 60}" for i in range(60) for step in (1, 2, 5)]
     (tmp_path / "a.txt").write_text("\n".join(lines))
-    edges = read_edges(tmp_path / "a.txt", directed=directed)
+    edges = load_edges(tmp_path / "a.txt", directed=directed)
     known, held_out = hold_out(edges, 0.5, seed=0)
     assert (len(known), len(held_out)) == (90, 90)
     assert edge_set(known) | edge_set(held_out) == edge_set(edges)
@@ -113,14 +129,14 @@ def test_held_out_edges_leave_the_graph_connected(tmp_path: Path, directed: bool
 def test_tree_has_no_edge_to_hold_out(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a b\na c\nc d\n")
     with pytest.raises(DataError, match="expected some of the 3 edges to be free"):
-        hold_out(read_edges(tmp_path / "a.txt", directed=False), 0.5, seed=0)
+        hold_out(load_edges(tmp_path / "a.txt", directed=False), 0.5, seed=0)
 
 
 def test_pairs_without_an_edge_are_of_the_kinds_that_edges_join(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     lines = [f"u{u} i{i}" for u, i in rng.integers(20, size=(100, 2))]
     (tmp_path / "a.txt").write_text("\n".join(lines))
-    edges = read_edges(tmp_path / "a.txt", directed=False)
+    edges = load_edges(tmp_path / "a.txt", directed=False)
     source, target = non_edges(hold_out(edges, 0.2, 0), 500, seed=0)
     pairs = {(edges.ids[a], edges.ids[b]) for a, b in zip(source, target, strict=True)}
     assert {(a[0], b[0]) for a, b in pairs} == {("u", "i")}

@@ -1,292 +1,89 @@
 // Command client calls the models as the Go services do, and checks what they would get.
 //
-//	client -url http://127.0.0.1:8080 -cases cases.json
+//	client -url http://127.0.0.1:8080 -sidecar http://127.0.0.1:8090 -cases cases.json -index vectors
 //
 // It prints a line for each check and exits with 1 when one fails.
 package main
 
 import (
-	"bytes"
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
-	"io"
-	"math"
 	"net/http"
 	"os"
 	"time"
 )
 
 // Case is what one model is asked, and what it must answer.
-type Case struct {
-	Version     string               `json:"version"`
-	Rows        []map[string]float64 `json:"rows"`
-	Vectors     [][]float64          `json:"vectors"`
-	Predictions []json.RawMessage    `json:"predictions"`
+type Case[Row, Prediction any] struct {
+	Version     string       `json:"version"`
+	Rows        []Row        `json:"rows"`
+	Instances   [][]float64  `json:"instances"` // the rows as vectors
+	Predictions []Prediction `json:"predictions"`
+	// Nearest are the ids of the items nearest to each prediction in the index.
+	Nearest [][]string `json:"nearest"`
 }
 
-// Client calls the models of one TorchServe.
-type Client struct {
-	url  string
-	http http.Client
+// Cases are those of all models.
+type Cases struct {
+	XGB         Case[features, float64]      `json:"xgb"`
+	DeepFM      Case[features, float64]      `json:"deepfm"`
+	MMoE        Case[features, tasks]        `json:"mmoe"`
+	TwoTower    Case[features, []float64]    `json:"two_tower"`
+	UserTower   Case[features, []float64]    `json:"user_tower"`
+	ItemTower   Case[features, []float64]    `json:"item_tower"`
+	YouTubeDNN  Case[userRow, []float64]     `json:"youtube_dnn"`
+	DSSM        Case[queryRow, []float64]    `json:"dssm"`
+	Item2Vec    Case[sequenceRow, []float64] `json:"item2vec"`
+	Word2Vec    Case[textRow, []float64]     `json:"word2vec"`
+	GraphRecall Case[recallRow, recalled]    `json:"graph_recall"`
 }
 
-// statusError is an answer other than 200.
-type statusError struct {
-	Status  int    `json:"-"`
-	Code    int    `json:"code"`
-	Type    string `json:"type"`
-	Message string `json:"message"`
-}
+// checker reports one check.
+type checker func(err error, name string)
 
-func (e *statusError) Error() string {
-	return fmt.Sprintf("status %d: %s: %s", e.Status, e.Type, e.Message)
-}
+// checkAll calls every model in every way.
+func (c *Client) checkAll(cases Cases, indexFolder string, check checker) {
+	check(c.checkHealth(c.inference), "health of TorchServe")
+	check(c.checkHealth(c.sidecar), "health of the sidecar")
 
-// predict posts {"data": data} and returns the body of the answer.
-func (c *Client) predict(path string, data any, header http.Header) ([]byte, error) {
-	body, err := json.Marshal(map[string]any{"data": data})
-	if err != nil {
-		return nil, err
-	}
-	request, err := http.NewRequest("POST", c.url+"/predictions/"+path, bytes.NewReader(body))
-	if err != nil {
-		return nil, err
-	}
-	if header != nil {
-		request.Header = header.Clone()
-	}
-	request.Header.Set("Content-Type", "application/json")
-	response, err := c.http.Do(request)
-	if err != nil {
-		return nil, err
-	}
-	defer response.Body.Close()
-	answer, err := io.ReadAll(response.Body)
-	if err != nil {
-		return nil, err
-	}
-	if response.StatusCode != http.StatusOK {
-		failure := &statusError{Status: response.StatusCode}
-		if err := json.Unmarshal(answer, failure); err != nil {
-			return nil, fmt.Errorf("status %d: %w: %s", response.StatusCode, err, answer)
-		}
-		return nil, failure
-	}
-	return answer, nil
-}
+	c.checkRanker("xgb", cases.XGB, check)
+	c.checkRanker("deepfm", cases.DeepFM, check)
+	check(c.checkTasks(cases.MMoE.Rows, cases.MMoE.Predictions), "mmoe features")
+	check(c.checkTasks(cases.MMoE.Instances, cases.MMoE.Predictions), "mmoe instances")
+	check(c.checkRefused("mmoe"), "mmoe bad feature")
 
-// lenientScores reads an answer as the features client does: an array, or "predictions", or
-// "prediction"; a nested list is cut to its first element, a lone number is copied to all n rows.
-func lenientScores(answer []byte, n int) ([]float64, error) {
-	var decoded any
-	if err := json.Unmarshal(answer, &decoded); err != nil {
-		return nil, err
-	}
-	if object, ok := decoded.(map[string]any); ok {
-		if decoded, ok = object["predictions"]; !ok {
-			decoded = object["prediction"]
-		}
-	}
-	if number, ok := decoded.(float64); ok {
-		scores := make([]float64, n)
-		for i := range scores {
-			scores[i] = number
-		}
-		return scores, nil
-	}
-	list, ok := decoded.([]any)
-	if !ok {
-		return nil, fmt.Errorf("expected a list of scores, got %s", answer)
-	}
-	var scores []float64
-	for _, item := range list {
-		if nested, ok := item.([]any); ok && len(nested) > 0 {
-			item = nested[0]
-		}
-		number, ok := item.(float64)
-		if !ok {
-			return nil, fmt.Errorf("expected a number, got %v", item)
-		}
-		scores = append(scores, number)
-	}
-	return scores, nil
-}
+	checkEmbeddings(c, "two_tower", cases.TwoTower, check)
+	checkEmbeddings(c, "user_tower", cases.UserTower, check)
+	checkEmbeddings(c, "item_tower", cases.ItemTower, check)
+	checkEmbeddings(c, "youtube_dnn", cases.YouTubeDNN, check)
+	checkEmbeddings(c, "dssm", cases.DSSM, check)
+	checkEmbeddings(c, "item2vec", cases.Item2Vec, check)
+	checkEmbeddings(c, "word2vec", cases.Word2Vec, check)
+	c.checkRecall(cases.GraphRecall, check)
 
-// exactScores reads an answer as the ranking client does: exactly n numbers, or an error.
-func exactScores(answer []byte, n int) ([]float64, error) {
-	var decoded struct {
-		Predictions []*float64 `json:"predictions"`
+	var items []itemBody
+	for _, row := range cases.ItemTower.Rows {
+		items = append(items, itemBody{row})
 	}
-	if err := strictly(answer, &decoded); err != nil {
-		return nil, err
-	}
-	if len(decoded.Predictions) != n {
-		return nil, fmt.Errorf("expected %d scores, got %d", n, len(decoded.Predictions))
-	}
-	scores := make([]float64, n)
-	for i, score := range decoded.Predictions {
-		if score == nil || math.IsNaN(*score) || math.IsInf(*score, 0) {
-			return nil, fmt.Errorf("score %d is not finite", i)
-		}
-		scores[i] = *score
-	}
-	return scores, nil
-}
+	checkRoute(c, "query_embedding", "query_features", cases.DSSM, check)
+	checkRoute(c, "user_embedding", "user_features", cases.YouTubeDNN, check)
+	checkRoute(c, "item_embedding", "item_features", Case[itemBody, []float64]{
+		Rows: items, Predictions: cases.ItemTower.Predictions,
+	}, check)
 
-// strictly decodes JSON that has no other keys than target.
-func strictly(answer []byte, target any) error {
-	decoder := json.NewDecoder(bytes.NewReader(answer))
-	decoder.DisallowUnknownFields()
-	return decoder.Decode(target)
-}
-
-// sameScores compares scores with the expected predictions at 1e-5.
-func sameScores(got []float64, expected []json.RawMessage) error {
-	if len(got) != len(expected) {
-		return fmt.Errorf("expected %d scores, got %d", len(expected), len(got))
-	}
-	for i, raw := range expected {
-		var want float64
-		if err := json.Unmarshal(raw, &want); err != nil {
-			return err
-		}
-		if err := same(got[i], want); err != nil {
-			return fmt.Errorf("row %d: %w", i, err)
-		}
-		if got[i] < 0 || got[i] > 1 {
-			return fmt.Errorf("row %d: expected a score in [0, 1], got %g", i, got[i])
-		}
-	}
-	return nil
-}
-
-func same(got, want float64) error {
-	if math.Abs(got-want) > 1e-5*math.Max(1, math.Abs(want)) {
-		return fmt.Errorf("expected %g, got %g", want, got)
-	}
-	return nil
-}
-
-// checkHealth asks what the load balancer asks.
-func (c *Client) checkHealth() error {
-	response, err := c.http.Get(c.url + "/ping")
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
-	var health struct {
-		Status string `json:"status"`
-	}
-	if err := json.NewDecoder(response.Body).Decode(&health); err != nil {
-		return err
-	}
-	if response.StatusCode != http.StatusOK || health.Status != "Healthy" {
-		return fmt.Errorf("expected 200 Healthy, got %d %q", response.StatusCode, health.Status)
-	}
-	return nil
-}
-
-// checkLenient scores rows, objects or vectors, with the client that reads many shapes.
-func (c *Client) checkLenient(path string, rows any, header http.Header, want Case) error {
-	answer, err := c.predict(path, rows, header)
-	if err != nil {
-		return err
-	}
-	scores, err := lenientScores(answer, len(want.Predictions))
-	if err != nil {
-		return err
-	}
-	return sameScores(scores, want.Predictions)
-}
-
-// checkExact scores the first n rows with the client that demands exactly n numbers.
-func (c *Client) checkExact(model string, n int, want Case) error {
-	answer, err := c.predict(model, want.Rows[:n], nil)
-	if err != nil {
-		return err
-	}
-	scores, err := exactScores(answer, n)
-	if err != nil {
-		return err
-	}
-	return sameScores(scores, want.Predictions[:n])
-}
-
-// tasks is one row of mmoe's predictions.
-type tasks struct {
-	CTR       *float64 `json:"ctr"`
-	WatchTime *float64 `json:"watch_time"`
-	GMV       *float64 `json:"gmv"`
-}
-
-// checkTasks asks mmoe for its three numbers a row.
-func (c *Client) checkTasks(rows any, want Case) error {
-	answer, err := c.predict("mmoe", rows, nil)
-	if err != nil {
-		return err
-	}
-	var decoded struct {
-		Predictions []tasks `json:"predictions"`
-	}
-	if err := strictly(answer, &decoded); err != nil {
-		return err
-	}
-	if len(decoded.Predictions) != len(want.Predictions) {
-		return fmt.Errorf("expected %d rows, got %d", len(want.Predictions), len(decoded.Predictions))
-	}
-	for i, got := range decoded.Predictions {
-		var expected tasks
-		if err := json.Unmarshal(want.Predictions[i], &expected); err != nil {
-			return err
-		}
-		if got.CTR == nil || got.WatchTime == nil || got.GMV == nil {
-			return fmt.Errorf("row %d: expected ctr, watch_time and gmv, got %s", i, answer)
-		}
-		err := errors.Join(
-			same(*got.CTR, *expected.CTR),
-			same(*got.WatchTime, *expected.WatchTime),
-			same(*got.GMV, *expected.GMV),
-		)
-		if err != nil {
-			return fmt.Errorf("row %d: %w", i, err)
-		}
-	}
-	return nil
-}
-
-// checkRefused sends a bad row and expects an error that a person can read.
-func (c *Client) checkRefused(model string) error {
-	_, err := c.predict(model, []map[string]any{{"user_age": "abc"}}, nil)
-	var failure *statusError
-	if !errors.As(err, &failure) {
-		return fmt.Errorf("expected an error with code, type and message, got %v", err)
-	}
-	want := statusError{400, 400, "InvalidRequest", `data[0].user_age: expected a number, got "abc"`}
-	if *failure != want {
-		return fmt.Errorf("expected %v, got %v", &want, failure)
-	}
-	return nil
-}
-
-// credentials are the ways in which the callers show who they are.
-func credentials() map[string]http.Header {
-	basic := http.Request{Header: http.Header{}}
-	basic.SetBasicAuth("service", "secret")
-	return map[string]http.Header{
-		"bearer token": {"Authorization": {"Bearer secret"}},
-		"X-API-Key":    {"X-Api-Key": {"secret"}},
-		"basic auth":   basic.Header,
-	}
+	checkTwoSteps(c, "user_tower", indexFolder+"/item_embeddings.json", cases.UserTower, check)
+	checkTwoSteps(c, "youtube_dnn", indexFolder+"/youtube_dnn_items.json", cases.YouTubeDNN, check)
 }
 
 func main() {
-	url := flag.String("url", "http://127.0.0.1:8080", "base URL of TorchServe")
+	inference := flag.String("url", "http://127.0.0.1:8080", "base URL of TorchServe")
+	sidecar := flag.String("sidecar", "http://127.0.0.1:8090", "base URL of the sidecar")
 	path := flag.String("cases", "cases.json", "file with rows and predictions by model")
+	indexFolder := flag.String("index", "data/vectors", "folder of the exported item vectors")
 	flag.Parse()
+	var cases Cases
 	content, err := os.ReadFile(*path)
-	cases := map[string]Case{}
 	if err == nil {
 		err = json.Unmarshal(content, &cases)
 	}
@@ -295,37 +92,16 @@ func main() {
 		os.Exit(2)
 	}
 
-	client := &Client{url: *url, http: http.Client{Timeout: 30 * time.Second}}
 	failed := false
-	check := func(err error, name string) {
+	client := &Client{*inference, *sidecar, http.Client{Timeout: 30 * time.Second}}
+	client.checkAll(cases, *indexFolder, func(err error, name string) {
 		if err != nil {
 			failed = true
 			fmt.Printf("FAIL %s: %v\n", name, err)
 			return
 		}
 		fmt.Printf("ok   %s\n", name)
-	}
-
-	check(client.checkHealth(), "health")
-	for _, model := range []string{"xgb", "deepfm"} {
-		want := cases[model]
-		check(client.checkLenient(model, want.Rows, nil, want), model+" features")
-		check(client.checkLenient(model, want.Vectors, nil, want), model+" instances")
-		for _, n := range []int{1, 2, len(want.Rows)} {
-			check(client.checkExact(model, n, want), fmt.Sprintf("%s exactly %d scores", model, n))
-		}
-		versioned := model + "/" + want.Version
-		check(client.checkLenient(versioned, want.Rows, nil, want), model+" version in the path")
-		ignored := model + "?version=no-such-version"
-		check(client.checkLenient(ignored, want.Rows, nil, want), model+" ?version= is ignored")
-		for kind, header := range credentials() {
-			check(client.checkLenient(model, want.Rows, header, want), model+" with "+kind)
-		}
-		check(client.checkRefused(model), model+" bad feature")
-	}
-	check(client.checkTasks(cases["mmoe"].Rows, cases["mmoe"]), "mmoe features")
-	check(client.checkTasks(cases["mmoe"].Vectors, cases["mmoe"]), "mmoe instances")
-	check(client.checkRefused("mmoe"), "mmoe bad feature")
+	})
 	if failed {
 		os.Exit(1)
 	}

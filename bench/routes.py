@@ -1,0 +1,65 @@
+"""What `bench.serving` measures of the sidecar: what its step costs, beside doing without it."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from bench.measure import COMPARED, Case, Results, Service, Target
+from scripts.serve import SAMPLE_FILE
+from sidecar.app import ROUTES
+from tests.serving import Server
+
+MEASURED = ("/query_embedding", "/recall")
+LEAST_REQUESTS_PER_S = 1_500
+
+
+def services(
+    archives: Mapping[str, Path], server: Server, fastapi_url: str, scratch: Path
+) -> dict[str, list[Service]]:
+    """A route of the sidecar, the model behind it, and FastAPI with the model in its process.
+
+    Args:
+        archives: By model.
+        server: Serves them.
+        fastapi_url: Base URL of the service that serves them too.
+        scratch: Folder for the bodies.
+
+    Returns:
+        The three services of each route.
+    """
+    measured = {}
+    for route in MEASURED:
+        model = ROUTES[route]
+        with zipfile.ZipFile(archives[model]) as archive:
+            [row] = json.loads(archive.read(SAMPLE_FILE))["data"]
+        direct, translated = scratch / f"{model}-direct.json", scratch / f"{model}-translated.json"
+        direct.write_text(json.dumps({"data": [row]}))
+        translated.write_text(json.dumps(row))
+        name = route[1:].partition("_")[0]
+        measured[route] = [
+            Service(f"{name} sidecar", server.sidecar_url + route, {1: translated}),
+            Service(f"{name} direct", f"{server.inference_url}/predictions/{model}", {1: direct}),
+            Service(f"{name} FastAPI", fastapi_url + route, {1: translated}),
+        ]
+    return measured
+
+
+def targets(measured: Mapping[str, list[Service]], results: Results) -> list[Target]:
+    """What issue 3 asks of the measurements, and the ratios."""
+    found = []
+    for route, (ours, *others) in measured.items():
+        load = results[ours.name][Case(1, COMPARED)]
+        found.append(Target(f"{route}: requests/s", load.requests_per_s, LEAST_REQUESTS_PER_S))
+        for other in others:
+            beside = results[other.name][Case(1, COMPARED)]
+            name = other.name.split()[1]
+            ratio = load.requests_per_s / beside.requests_per_s
+            found.append(Target(f"{route}: requests/s over {name}", ratio, None))
+            ratio = load.latency_p99_ms / beside.latency_p99_ms
+            found.append(Target(f"{route}: p99 over {name}", ratio, None))
+        errors = sum(load.errors for load in results[ours.name].values())
+        found.append(Target(f"{route}: errors", errors, 0, at_least=False))
+    return found
