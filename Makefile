@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # `make train-all archive serve` means in this order
-.PHONY: help setup data train train-all archive describe index serve stop status evaluate register registry deploy test lint format bench tune doctor quality clean
+.PHONY: help setup data train train-all archive describe index serve stop status evaluate register registry deploy test lint format bench soak tune doctor quality lock audit sbom licences clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -13,6 +13,10 @@ MODELS := $(sort $(patsubst archive/%/model-config.yaml,%,$(wildcard archive/*/m
 MODEL ?=
 VERSION ?=
 ARGS ?=
+# What the image installs.
+SHIPPED := deploy/requirements.txt
+# Vulnerabilities that `make audit` passes over, each with its reason.
+AUDIT_IGNORED :=
 # What `make index` writes, if it did.
 INDEX_URI ?= $(wildcard data/milvus.db)
 # What `make serve` reads from its environment.
@@ -33,7 +37,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP_INSTALL) .
 	@touch $@
 
-# The extras of pyproject.toml: dev, index.
+# The extras of pyproject.toml.
 $(VENV)/.installed-%: $(VENV)/.installed
 	$(PIP_INSTALL) '.[$*]'
 	@touch $@
@@ -93,6 +97,9 @@ format: $(VENV)/.installed-dev ## Let ruff mend what it can
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+soak: $(VENV)/.installed ## Serve under mixed load with switches and killed workers: MINUTES=30 [ENABLED_MODELS=xgb,dssm]
+	$(PY) -m bench.soak $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+
 bench: $(VENV)/.installed ## Measure requests/s and latency beside the alternatives
 	$(PY) -m bench.serving $(ARGS)
 
@@ -105,6 +112,24 @@ doctor: $(VENV)/.installed ## Check this machine and the configuration, each fin
 
 quality: $(VENV)/.installed-dev ## Print every model's metrics beside baseline, bar and oracle [DATA=folder]
 	$(PY) -m bench.quality $(if $(DATA),--data $(DATA)) $(ARGS)
+
+lock: $(VENV)/.installed-audit ## Pin what ships in the image, with hashes, after a change of dependencies [UV_FIND_LINKS=folder]
+	$(VENV)/bin/uv pip compile --quiet --no-config --constraint constraints.txt --extra otel \
+		--generate-hashes --only-binary :all: --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+		$(if $(UV_FIND_LINKS),,--torch-backend cpu) --no-annotate --custom-compile-command 'make lock' \
+		--output-file $(SHIPPED) pyproject.toml
+
+audit: $(VENV)/.installed-audit ## Look for known vulnerabilities in all that is installed
+	@$(VENV)/bin/pip-audit --strict --progress-spinner off --disable-pip --no-deps --requirement constraints.txt \
+		$(AUDIT_IGNORED:%=--ignore-vuln %) || \
+		{ echo "error: something was found, or could not be looked up: PyPI's JSON API has the advisories, a mirror seldom"; exit 1; }
+
+sbom: $(VENV)/.installed-audit ## Write the bill of materials of what ships in the image: build/sbom.cdx.json
+	@mkdir -p build
+	@$(VENV)/bin/cyclonedx-py requirements $(SHIPPED) --pyproject pyproject.toml --output-reproducible --output-file build/sbom.cdx.json
+
+licences: $(VENV)/.installed-audit ## List the licences of what ships in the image
+	@$(VENV)/bin/pip-licenses --from mixed --order license --packages $$(sed -n 's/==.*//p' $(SHIPPED))
 
 clean: ## Remove what training, packaging and tests wrote; keep data/ and .venv
 	rm -rf artifacts logs model-store/*.mar bench/results build *.egg-info \

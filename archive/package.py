@@ -27,6 +27,7 @@ from model_archiver.model_packaging import generate_model_archive
 from rich.progress import track
 
 from archive import catalog
+from handlers import logs
 from handlers.errors import ArchiveError
 from handlers.signature import (
     GOLDEN_FILE,
@@ -37,6 +38,8 @@ from handlers.signature import (
     verify_archive,
 )
 from training import artifacts, item_vectors
+
+logger = logging.getLogger(__name__)
 
 MODEL_STORE = Path("model-store")
 SAMPLE_FILE = "sample_request.json"
@@ -197,6 +200,7 @@ def _rewrite(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
     config = tyro.cli(Config, args=argv)
+    logs.to_stderr(logging.WARNING)
     logging.getLogger("ts").setLevel(logging.ERROR)  # it misses accelerators at import
     names = config.model.split(",") if config.model else catalog.model_names()
     try:
@@ -204,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             mar = package(catalog.get(name), config.version or None, config)
             print(f"{mar}  {mar.stat().st_size:,} bytes  sha256 {sha256(mar.read_bytes())[:16]}")
     except (artifacts.ArtifactError, ArchiveError, catalog.UnknownModelError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        logger.error("%s", error)
         return 1
     return 0
 

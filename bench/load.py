@@ -1,15 +1,22 @@
-"""Load on one URL, by wrk where it is installed, else by pywrkr from PyPI."""
+"""Load: as much as a URL takes, by wrk or else pywrkr; or callers that look at each answer."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+import aiohttp
 
 WRK_SCRIPT = Path(__file__).with_name("post.lua")
 
@@ -83,6 +90,44 @@ def _pywrkr(url: str, body: Path, connections: int, seconds: int) -> Load:
         report["percentiles"]["p99"] * 1e3,
         report["total_errors"] + refused,
     )
+
+
+@contextmanager
+def calling(
+    call: Callable[[aiohttp.ClientSession], Awaitable[None]],
+    connections: int,
+    timeout_s: float,
+    headers: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[None]:
+    """Call again and again over several connections while the block runs.
+
+    Args:
+        call: Sends a request, looks at the answer and pauses; it catches what may go wrong.
+        connections: Open at the same time, each with calls of its own.
+        timeout_s: Seconds until a request that is not answered fails.
+        headers: Of each request.
+    """
+    done = threading.Event()
+
+    async def call_on(session: aiohttp.ClientSession) -> None:
+        while not done.is_set():
+            await call(session)
+
+    async def call_on_all() -> None:
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=connections),
+            timeout=aiohttp.ClientTimeout(total=timeout_s),
+            headers=headers,
+        ) as session:
+            await asyncio.gather(*(call_on(session) for _ in range(connections)))
+
+    thread = threading.Thread(target=asyncio.run, args=(call_on_all(),))
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _run(command: list[str]) -> str:

@@ -186,9 +186,7 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
         self.telemetry.observe((time.perf_counter() - start) * 1e3, n_rows, statuses)
         return [body for _, body in answers]
 
-    def _log_failure(
-        self, error: Exception, headers: Mapping[str, str], latency_ms: float
-    ) -> None:
+    def _log_failure(self, error: Exception, headers: Mapping[str, str], latency_ms: float) -> None:
         # TorchServe keeps the case in which the caller wrote them.
         request_id = next((v for name, v in headers.items() if name.lower() == REQUEST_ID), "none")
         model, version = self.signature.model_name, self.signature.model_version
@@ -265,9 +263,7 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
         self.counts = FeatureCounts.zeros(len(self.feature_names))
         self.decoder.unknown.clear()
 
-    def answer(
-        self, bodies: list[Any], failed: Failed = _log_failed
-    ) -> tuple[list[Answer], int]:
+    def answer(self, bodies: list[Any], failed: Failed = _log_failed) -> tuple[list[Answer], int]:
         """Answer a batch of request bodies.
 
         Args:
@@ -289,9 +285,7 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
             answers[i] = answer
         return answers, n_rows
 
-    def _score(
-        self, requests: dict[int, list[Any]], failed: Failed
-    ) -> tuple[list[Answer], int]:
+    def _score(self, requests: dict[int, list[Any]], failed: Failed) -> tuple[list[Answer], int]:
         """Answer requests that are rows; what fails is neither scored nor counted."""
         counted = self.counts.copy()
         rows = list(chain.from_iterable(requests.values()))

@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from handlers import logs
 from handlers.errors import ArchiveError
 from handlers.signature import first_difference, verify_archive
 from scripts.instance import ServeError, Settings
@@ -160,6 +161,7 @@ async def deploy(config: Config) -> None:
     registry = config.open_registry()
     model = config.model
     version = registry.entry(model, PREVIOUS if config.rollback else config.version).version
+    logs.about(model=model, version=version)
     stores = list(dict.fromkeys(host.store.resolve() for host in hosts))
     async with AsyncExitStack() as stack:
         for store in stores:
@@ -179,7 +181,7 @@ async def deploy(config: Config) -> None:
                 with suppress(TorchServeError):
                     serving = await host.torchserve.default_version(model)
                     found = serving.version if serving else "has no version that"
-                    logger.error("%s: %s %s serves", host, model, found)
+                    logger.info("%s: %s %s serves", host, model, found)
             raise
         if config.shadow:
             return
@@ -383,7 +385,7 @@ def _commit(config: Config, registry: Registry, stores: Sequence[Path], version:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
     config = tyro.cli(Config, prog="python -m scripts.deploy", args=argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logs.to_stderr()
     # A supervisor's SIGTERM goes back as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
@@ -397,10 +399,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         ServeError,
         TorchServeError,
     ) as error:
-        print(f"error: {error}", file=sys.stderr)
+        logger.error("%s", error)
         return 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        logger.warning("interrupted")
         return 130
     return 0
 

@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from archive import catalog, package
+from handlers import logs
 from handlers.errors import ArchiveError
 from handlers.signature import Signature, verify_archive
 from scripts import answers
@@ -40,6 +41,8 @@ from training.evaluation import ALL, Answers, Evaluation
 from training.fit import TrainingError
 from training.runs import INTERRUPTED, names
 from training.sources import DataError
+
+logger = logging.getLogger(__name__)
 
 PASSED, FAILED, NOT_JUDGED = 0, 1, 2
 REQUEST_ROWS = 1000
@@ -367,7 +370,7 @@ def tables(model: str, comparison: Comparison) -> Iterator[Table]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
     config = tyro.cli(Config, args=argv)
-    logging.basicConfig(format="%(message)s")
+    logs.to_stderr(logging.WARNING)
     logging.getLogger("ts").setLevel(logging.ERROR)  # it misses accelerators at import
     try:
         page = judge(config)
@@ -383,10 +386,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         catalog.UnknownModelError,
         OSError,
     ) as error:
-        print(f"error: {error}", file=sys.stderr)
+        logger.error("%s", error)
         return NOT_JUDGED
     except KeyboardInterrupt:
-        print("interrupted; there is no verdict", file=sys.stderr)
+        logger.warning("interrupted; there is no verdict")
         return INTERRUPTED
     comparison = page.comparison
     for table in tables(page.model, comparison):

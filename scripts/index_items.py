@@ -187,6 +187,7 @@ def export(items: ItemVectors, path: Path, batch_size: int) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
     config = tyro.cli(Config, args=argv)
+    logs.to_stderr(logging.WARNING)
     try:
         names = config.model.split(",") if config.model else catalog.model_names()
         models = [catalog.get(name) for name in names]

@@ -21,9 +21,12 @@ from rich.console import Console
 from rich.table import Table
 
 from archive import catalog, package
+from handlers import logs
 from handlers.errors import ArchiveError
 from scripts.registry import CHALLENGER, CHAMPION, RegistryConfig, RegistryError
 from training import artifacts
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = tyro.extras.subcommand_cli_from_dict(
         COMMANDS, prog="python -m scripts.register_model", args=arguments
     )
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logs.to_stderr(logging.WARNING)
     logging.getLogger("ts").setLevel(logging.ERROR)  # it misses accelerators at import
     try:
         command.run()
@@ -204,10 +207,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         catalog.UnknownModelError,
         OSError,
     ) as error:
-        print(f"error: {error}", file=sys.stderr)
+        logger.error("%s", error)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; run it again to go on", file=sys.stderr)
+        logger.warning("interrupted; run it again to go on")
         return 130
     return 0
 

@@ -10,6 +10,7 @@ Settings come from the environment, so `make serve INFERENCE_PORT=8180` passes t
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shlex
 import signal
@@ -27,6 +28,7 @@ import requests
 import yaml
 
 from archive.catalog import model_names
+from handlers import logs
 from handlers.errors import ArchiveError
 from handlers.signature import verify_archive
 from scripts import instance, sidecar, torchserve
@@ -43,6 +45,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 CONFIG_FILE = "model-config.yaml"
 SAMPLE_FILE = "sample_request.json"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ def start(settings: Settings) -> int:
         # It imports its libraries while the models load.
         translator = sidecar.launch(settings, [archive.name for archive in archives])
         try:
-            say(f"starting TorchServe, log: {settings.log}")
+            logger.info("starting TorchServe, log: %s", settings.log)
             models = wait_until_ready((server, translator), settings, archives)
             print(table(settings, models))
             print(f"\n{example(settings, archives[0])}", flush=True)
@@ -129,7 +133,9 @@ def start(settings: Settings) -> int:
                 translator.check()
                 time.sleep(POLL_INTERVAL_S)
         except KeyboardInterrupt:
-            say("stopping: waiting for the requests in flight, Ctrl-C again to stop at once")
+            logger.info(
+                "stopping: waiting for the requests in flight, Ctrl-C again to stop at once"
+            )
             with suppress(KeyboardInterrupt):
                 sidecar.drain(translator)
                 torchserve.drain(Management(settings))
@@ -138,7 +144,7 @@ def start(settings: Settings) -> int:
                 signal.signal(number, signal.SIG_IGN)
             sidecar.terminate(translator)
             torchserve.terminate(server)
-    say("stopped")
+    logger.info("stopped")
     return 0
 
 
@@ -165,7 +171,8 @@ def wait_until_ready(
         for model in models:
             if model.ready and model.name in waiting:
                 check_config(model, waiting.pop(model.name).config)
-                say(f"{model.name}: {workers(model)} after {time.monotonic() - started:.1f} s")
+                took_s = time.monotonic() - started
+                logger.info("%s: %s after %.1f s", model.name, workers(model), took_s)
         if not waiting and sidecar.healthy(settings):
             return models
         if time.monotonic() - started > START_TIMEOUT_S:
@@ -251,16 +258,16 @@ def status(settings: Settings) -> int:
     """List the models of the running instance; 0 if all of them are READY."""
     pid = instance.owner(settings.run_folder)
     if pid is None:
-        say(f"no instance is running on port {settings.inference_port}; run: make serve")
+        logger.info("no instance is running on port %d; run: make serve", settings.inference_port)
         return 1
     try:
         models = Management(settings).models()
     except requests.RequestException as error:
-        say(f"the instance (pid {pid}) does not answer yet: {error}")
+        logger.info("the instance (pid %d) does not answer yet: %s", pid, error)
         return 1
     print(table(settings, models))
     for mismatch in index_mismatches(settings):
-        say(f"warning: {mismatch}")
+        logger.warning("%s", mismatch)
     return 0 if models and all(model.ready for model in models) else 1
 
 
@@ -281,7 +288,7 @@ def stop(settings: Settings) -> int:
     """
     pid = instance.owner(settings.run_folder)
     if pid is None:
-        say(f"no instance is running on port {settings.inference_port}")
+        logger.info("no instance is running on port %d", settings.inference_port)
         return 0
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_TIMEOUT_S
@@ -289,13 +296,8 @@ def stop(settings: Settings) -> int:
         if time.monotonic() > deadline:
             raise ServeError(f"pid {pid} still runs after {STOP_TIMEOUT_S:.0f} s")
         time.sleep(POLL_INTERVAL_S)
-    say(f"stopped the instance on port {settings.inference_port} (pid {pid})")
+    logger.info("stopped the instance on port %d (pid %d)", settings.inference_port, pid)
     return 0
-
-
-def say(message: str) -> None:
-    """Tell what is going on; stdout is for results."""
-    print(message, file=sys.stderr, flush=True)
 
 
 COMMANDS: dict[str, Callable[[Settings], int]] = {"start": start, "status": status, "stop": stop}
@@ -308,6 +310,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    logs.to_stderr()
     parser.add_argument("command", nargs="?", choices=COMMANDS, default="start")
     command = COMMANDS[parser.parse_args(argv).command]
     for number in SIGNALS:
@@ -315,7 +318,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command(Settings.from_env(os.environ))
     except ServeError as error:
-        say(f"error: {error}")
+        logger.error("%s", error)
         return 1
     except KeyboardInterrupt:
         return 0

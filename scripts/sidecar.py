@@ -26,16 +26,20 @@ def launch(settings: Settings, models: Sequence[str]) -> Child:
         settings: Of the instance.
         models: Those that it serves.
     """
-    environment = os.environ | {
-        "SIDECAR_HOST": settings.sidecar_host,
-        "SIDECAR_PORT": str(settings.sidecar_port),
-        "SIDECAR_INFERENCE_URL": settings.inference_url,
-        "SIDECAR_MANAGEMENT_URL": settings.management_url,
-        "SIDECAR_KEY_FILE": str(settings.key_file) if settings.token_auth else "",
-        "SIDECAR_MODEL_STORE": str(settings.model_store.resolve()),
-        "SIDECAR_MODELS": ",".join(models),
-        "TMPDIR": str(settings.run_folder),
-    }
+    environment = (
+        {"OTEL_SERVICE_NAME": "recmar-sidecar"}
+        | os.environ
+        | {
+            "SIDECAR_HOST": settings.sidecar_host,
+            "SIDECAR_PORT": str(settings.sidecar_port),
+            "SIDECAR_INFERENCE_URL": settings.inference_url,
+            "SIDECAR_MANAGEMENT_URL": settings.management_url,
+            "SIDECAR_KEY_FILE": str(settings.key_file) if settings.token_auth else "",
+            "SIDECAR_MODEL_STORE": str(settings.model_store.resolve()),
+            "SIDECAR_MODELS": ",".join(models),
+            "TMPDIR": str(settings.run_folder),
+        }
+    )
     command = [sys.executable, "-m", "sidecar.app"]
     return Child.start("the sidecar", command, settings.sidecar_log, cwd=ROOT, env=environment)
 

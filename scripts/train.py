@@ -6,23 +6,28 @@ What follows the known flags goes to each training script as it is.
 from __future__ import annotations
 
 import argparse
+import logging
 import subprocess
 import sys
 from collections.abc import Sequence
 
 from archive import catalog
+from handlers import logs
+
+logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status, 0 only if every model was trained."""
     parser = argparse.ArgumentParser(description="Train models, all of them by default.")
     parser.add_argument("--model", default="", help="names separated by commas")
+    logs.to_stderr()
     args, flags = parser.parse_known_args(argv)
     try:
         names = args.model.split(",") if args.model else catalog.model_names()
         models = [catalog.get(name) for name in names]
     except catalog.UnknownModelError as error:
-        print(f"error: {error}", file=sys.stderr)
+        logger.error("%s", error)
         return 1
     scripts = dict.fromkeys(tuple(model.training) for model in models)
     failed = []
@@ -37,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if status != 0:
             failed.append(" ".join([script, *own]))
     if failed:
-        print(f"error: failed: {', '.join(failed)}", file=sys.stderr)
+        logger.error("failed: %s", ", ".join(failed))
     return 1 if failed else 0
 
 

@@ -32,6 +32,7 @@ from tqdm import tqdm
 from archive import catalog
 from archive.package import MODEL_STORE, with_config
 from bench.load import Load, LoadError, generator, load
+from handlers import logs
 from handlers.errors import ArchiveError
 from handlers.signature import verify_archive
 from scripts import instance, torchserve
@@ -436,9 +437,9 @@ def tune(config: Config) -> int:
         if getattr(config, flag) < 1:
             raise TuneError(f"--{flag} {getattr(config, flag)}: expected 1 or more")
     if generator() != "wrk":
-        logger.warning("warning: the load comes from %s", generator())
+        logger.warning("the load comes from %s", generator())
     if (busy := psutil.cpu_percent(interval=1)) > MAX_BUSY_PERCENT:
-        logger.warning("warning: other programs use %.0f %% of the machine: noise", busy)
+        logger.warning("other programs use %.0f %% of the machine: noise", busy)
     text = path.read_text(encoding="utf-8")
     points: dict[Setting, Point] = {}
     interrupted = False
@@ -464,7 +465,7 @@ def tune(config: Config) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
     config = tyro.cli(Config, prog="python -m scripts.tune", args=argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logs.to_stderr()
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         return tune(config)
@@ -477,7 +478,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         TuneError,
         catalog.UnknownModelError,
     ) as error:
-        print(f"error: {error}", file=sys.stderr)
+        logger.error("%s", error)
         return 1
     except KeyboardInterrupt:  # before there was anything to measure
         return 130

@@ -406,9 +406,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.shared = shared
     app.include_router(router)
-    app.add_middleware(
-        Telemetry, metrics=shared.metrics, models=ROUTES, versions=shared.versions
-    )
+    app.add_middleware(Telemetry, metrics=shared.metrics, models=ROUTES, versions=shared.versions)
     return app
 
 

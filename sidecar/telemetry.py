@@ -4,35 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from uuid import uuid4
 
-import orjson
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-REQUEST_ID = "X-Request-ID"
+from handlers.logs import JsonFormatter
+from sidecar.torchserve import REQUEST_ID, request_id_of_caller
+
+MAX_REQUEST_ID = 200  # TorchServe refuses headers of more than 8 kB
 # A prediction takes 1 to 10 ms; the callers' time-outs are below 10 s.
 LATENCY_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 logger = logging.getLogger(__name__)
-
-
-class JsonFormatter(logging.Formatter):
-    """A log record as one line of JSON, with the fields that came as ``extra={"fields": ...}``."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line."""
-        line = {
-            "time": datetime.fromtimestamp(record.created, UTC),
-            "level": record.levelname,
-            "message": record.getMessage(),
-            **getattr(record, "fields", {}),
-        }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode()
 
 
 LOG_CONFIG = {
@@ -103,11 +89,21 @@ class Telemetry:
     Args:
         app: What answers.
         metrics: Where it counts.
+        models: The model behind each route that has one.
+        versions: The version by which each model answers.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        models: Mapping[str, str],
+        versions: Mapping[str, str],
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        self._models = models
+        self._versions = versions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -115,7 +111,8 @@ class Telemetry:
             await self._app(scope, receive, send)
             return
         start = time.perf_counter()
-        request_id = Headers(scope=scope).get(REQUEST_ID) or uuid4().hex
+        request_id = Headers(scope=scope).get(REQUEST_ID, "")[:MAX_REQUEST_ID] or uuid4().hex
+        request_id_of_caller.set(request_id)
         status = 500  # what the server answers when the app raises
 
         async def send_with_id(message: Message) -> None:
@@ -140,6 +137,8 @@ class Telemetry:
                 "status": status,
                 "latency_ms": round(latency_s * 1e3, 2),
             }
+            if model := self._models.get(route):
+                fields |= {"model": model, "version": self._versions.get(model)}
             if detail := scope.get("state", {}).get("detail"):
                 fields["detail"] = detail
             logger.info("request", extra={"fields": fields})

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
+from opentelemetry import propagate, trace
 
 OK = 200
 NOT_FOUND = 404
@@ -19,6 +23,11 @@ NOT_FOUND = 404
 MAX_CONNECTIONS = 256
 # The types of error by which our handlers tell a caller what is wrong with the request.
 CALLERS_FAULT = ("InvalidRequest", "TooManyRows")
+REQUEST_ID = "X-Request-ID"
+
+# Goes on to TorchServe, whose workers log it when a model fails; empty for requests of our own.
+request_id_of_caller = ContextVar("request_id_of_caller", default="")
+tracer = trace.get_tracer(__name__)  # records nothing until a provider is set
 
 
 class TorchServeError(Exception):
@@ -221,16 +230,29 @@ class TorchServe:
         body: bytes | None = None,
     ) -> tuple[int, bytes]:
         headers = {} if body is None else {"Content-Type": "application/json"}
+        if request_id := request_id_of_caller.get():
+            headers[REQUEST_ID] = request_id
         if self._key_file is not None:
             headers["Authorization"] = f"Bearer {_token(self._key_file, key)}"
         try:
-            async with self._session.request(method, url, data=body, headers=headers) as response:
-                return response.status, await response.read()
+            with _traced(f"{method} {urlsplit(url).path}"):
+                propagate.inject(headers)
+                async with self._session.request(
+                    method, url, data=body, headers=headers
+                ) as response:
+                    return response.status, await response.read()
         except TimeoutError as error:
             expected = f"expected an answer within {self._timeout_s:g} s"
             raise TorchServeError(504, f"{url}: {expected}, got none") from error
         except aiohttp.ClientError as error:
             raise TorchServeError(503, f"{url}: TorchServe is unreachable: {error}") from error
+
+
+def _traced(name: str) -> AbstractContextManager[object]:
+    """A span of the request that is being traced, if one is."""
+    if trace.get_current_span().is_recording():
+        return tracer.start_as_current_span(name, kind=trace.SpanKind.CLIENT)
+    return nullcontext()
 
 
 def _token(key_file: Path, key: str) -> str:

@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ import aiohttp
 import pytest
 import requests
 
+from bench.load import calling
 from handlers.signature import verify_archive
 from scripts import deploy
 from scripts.registry import Registry
@@ -180,42 +180,28 @@ class Load:
 @contextmanager
 def load(server: Server) -> Iterator[Load]:
     """Call the default version over 32 connections while the block runs."""
-    seen, done = Load(), threading.Event()
+    seen = Load()
     url = f"{server.inference_url}/predictions/{MODEL}"
     answers = {(n, n + 7): version for version, n in NUMBERS.items()}
 
     async def call(session: aiohttp.ClientSession) -> None:
-        while not done.is_set():
-            expected = seen.current
-            try:
-                body = {"data": [{"x": 0}, {"x": 7}]}
-                async with session.post(url, json=body) as response:
-                    text = await response.text()
-                    if response.status != 200:
-                        raise ValueError(f"{response.status}: {text}")
-                version = answers[tuple(json.loads(text)["predictions"])]
-                if expected is not None and version != expected:
-                    raise ValueError(f"{version} answered after the switch to {expected}")
-                seen.n_answers[version] += 1
-            except (aiohttp.ClientError, TimeoutError, LookupError, ValueError) as error:
-                seen.wrong.append(repr(error))
-            await asyncio.sleep(0.05)
+        expected = seen.current
+        try:
+            body = {"data": [{"x": 0}, {"x": 7}]}
+            async with session.post(url, json=body) as response:
+                text = await response.text()
+                if response.status != 200:
+                    raise ValueError(f"{response.status}: {text}")
+            version = answers[tuple(json.loads(text)["predictions"])]
+            if expected is not None and version != expected:
+                raise ValueError(f"{version} answered after the switch to {expected}")
+            seen.n_answers[version] += 1
+        except (aiohttp.ClientError, TimeoutError, LookupError, ValueError) as error:
+            seen.wrong.append(repr(error))
+        await asyncio.sleep(0.05)
 
-    async def call_all() -> None:
-        timeout = aiohttp.ClientTimeout(total=20)
-        connector = aiohttp.TCPConnector(limit=CONNECTIONS)
-        async with aiohttp.ClientSession(
-            connector=connector, timeout=timeout, headers=token(server, "inference")
-        ) as session:
-            await asyncio.gather(*(call(session) for _ in range(CONNECTIONS)))
-
-    thread = threading.Thread(target=asyncio.run, args=(call_all(),))
-    thread.start()
-    try:
+    with calling(call, CONNECTIONS, 20, token(server, "inference")):
         yield seen
-    finally:
-        done.set()
-        thread.join()
 
 
 def test_twenty_switches_under_load_lose_no_request(world: World) -> None:

@@ -160,8 +160,8 @@ class Worker:
         """What was saved last, by the processes before these; None at first."""
         return None
 
-    def save(self, state: Any) -> None:
-        """Save how far the first worker has come; all of them must call it."""
+    def save(self, state: dict[str, Any]) -> None:
+        """Save how far the first worker has come, in words as ``said``; all must call it."""
 
     def wrap(self, network: nn.Module, step: Step) -> Step:
         """A step whose gradients are the mean over all workers."""
@@ -228,11 +228,13 @@ def _loop(job: _Job, worker: Worker) -> tuple[dict[str, Tensor], History]:
             valid.append(float(worker.total(value)))
             if not math.isfinite(valid[-1]):
                 raise TrainingError(f"epoch {len(valid)}: the loss is not finite; try a lower --lr")
-            bar.set_description(f"epoch {len(valid)}, valid loss {valid[-1]:.4f}")
+            said = f"epoch {len(valid)}, valid loss {valid[-1]:.4f}"
+            bar.set_description(said)
             if valid[-1] == min(valid):
                 best_weights = copy.deepcopy(network.state_dict())
             worker.save(
                 {
+                    "said": said,
                     "network": network.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "schedule": schedule.state_dict(),

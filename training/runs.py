@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from handlers import logs
 from handlers.schema import VOCABULARIES_FILE
 from training import artifacts
 from training.data_source import DataConfig
@@ -17,6 +17,8 @@ from training.fit import EngineConfig, TrainingError
 from training.sources import DataError, DataSet
 
 INTERRUPTED = 130
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -121,17 +123,18 @@ def run(train: Callable[[Config], Path], config: Config) -> int:
     Returns:
         The exit status.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logs.to_stderr()
+    logs.about(version=config.version)
     try:
         artifacts.check_version(config.version)
         with _engine(config):
             folder = train(config)
     except (DataError, artifacts.ArtifactError, TrainingError) as error:
         for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+            logger.error("%s", line)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; no artifacts were written", file=sys.stderr)
+        logger.warning("interrupted; no artifacts were written")
         return INTERRUPTED
     print(f"artifacts: {folder}")
     return 0

@@ -2,9 +2,9 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import tyro
@@ -107,62 +107,54 @@ def train(config: Config) -> Path:
 Rows = tuple[Matrix, rankers.Targets]
 
 
-def _fit(config: Config, train_rows: Rows, valid_rows: Rows) -> tuple[xgb.Booster, History]:
+def _fit(config: Config, train: Rows, valid: Rows) -> tuple[xgb.Booster, History]:
     """Boost until the validation loss stops falling; keep the trees up to its best round."""
     if config.engine == "ray":
         from training import distributed  # Ray is an extra
 
         n = config.num_workers
-        jobs = [
-            _Job(config, *((m[i::n], labels[i::n]) for m, labels in (train_rows, valid_rows)))
-            for i in range(n)
-        ]
-        state = distributed.run("xgboost", _boost, config, jobs)
+        shares = [[(x[i::n], y[i::n]) for x, y in (train, valid)] for i in range(n)]
+        jobs = [_Job(config, *share) for share in shares]
+        booster, history = distributed.run("xgboost", _boost, config, jobs)
     else:
-        state = _boost(_Job(config, train_rows, valid_rows), Worker())
-    booster = cast(xgb.Booster, state.booster)
-    return booster[: booster.best_iteration + 1], state.history
+        booster, history = _boost(_Job(config, train, valid), Worker())
+    return booster[: booster.best_iteration + 1], history
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What a worker boosts with: its share of the rows."""
+    """What a worker boosts: its share of the rows."""
 
     config: Config
     train: Rows
     valid: Rows
 
 
-@dataclass
-class _State:
-    """How far boosting has come."""
-
-    stopping: xgb.callback.EarlyStopping
-    booster: xgb.Booster | None = None
-    history: History = field(default_factory=lambda: {"train": [], "valid": []})
-
-
-def _boost(job: _Job, worker: Worker) -> _State:
-    """Boost with the rows of a worker, and with what the others tell of theirs."""
-    config = job.config
-    alone = config.engine == "local"
+def _boost(job: _Job, worker: Worker) -> tuple[xgb.Booster, History]:
+    """Boost with the rows of a worker, and what the others tell of theirs."""
+    config, alone = job.config, job.config.engine == "local"
     train_data = xgb.QuantileDMatrix(
         _Batches(*job.train, config.batch_size), max_bin=config.max_bin
     )
     valid_data = xgb.QuantileDMatrix(_Batches(*job.valid, config.batch_size), ref=train_data)
-    state = worker.saved() or _State(xgb.callback.EarlyStopping(rounds=config.patience))
+    state = worker.saved() or {
+        "booster": None,
+        "history": {"train": [], "valid": []},
+        "stopping": xgb.callback.EarlyStopping(rounds=config.patience),
+    }
+    history: History = state["history"]
     with _ProgressBar(config.epochs) as progress:
-        while (
-            left := config.epochs - len(state.history["valid"])
-        ) and state.stopping.current_rounds < config.patience:
+        while (left := config.epochs - len(history["valid"])) and state[
+            "stopping"
+        ].current_rounds < config.patience:
             losses: dict[str, dict[str, list[float]]] = {}
-            state.booster = xgb.train(
+            state["booster"] = xgb.train(
                 {
                     "objective": "binary:logistic",
                     "eval_metric": "logloss",
                     "tree_method": "hist",
                     "nthread": N_THREADS if alone else 1,
-                    "seed": config.seed + len(state.history["valid"]),
+                    "seed": config.seed + len(history["valid"]),
                     "max_depth": config.max_depth,
                     "eta": config.eta,
                     "min_child_weight": config.min_child_weight,
@@ -174,13 +166,14 @@ def _boost(job: _Job, worker: Worker) -> _State:
                 evals=[(train_data, "train"), (valid_data, "valid")],
                 evals_result=losses,
                 verbose_eval=False,
-                callbacks=[progress, state.stopping],
-                xgb_model=state.booster,
+                callbacks=[progress, state["stopping"]],
+                xgb_model=state["booster"],
             )
             for split, values in losses.items():
-                state.history[split] += values["logloss"]
-            worker.save(state)
-    return state
+                history[split] += values["logloss"]
+            said = f"{len(history['valid'])} trees, valid loss {history['valid'][-1]:.4f}"
+            worker.save(state | {"said": said})
+    return state["booster"], history
 
 
 class _Batches(xgb.DataIter):
