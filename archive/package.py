@@ -210,6 +210,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (artifacts.ArtifactError, ArchiveError, catalog.UnknownModelError) as error:
         logger.error("%s", error)
         return 1
+    except OSError as error:
+        logger.error("%s: %s", config.store, error.strerror)
+        return 1
     return 0
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,8 +235,7 @@ class TorchServe:
         if self._key_file is not None:
             headers["Authorization"] = f"Bearer {_token(self._key_file, key)}"
         try:
-            with _traced(f"{method} {urlsplit(url).path}"):
-                propagate.inject(headers)
+            with _traced(f"{method} {urlsplit(url).path}", headers):
                 async with self._session.request(
                     method, url, data=body, headers=headers
                 ) as response:
@@ -248,11 +247,15 @@ class TorchServe:
             raise TorchServeError(503, f"{url}: TorchServe is unreachable: {error}") from error
 
 
-def _traced(name: str) -> AbstractContextManager[object]:
-    """A span of the request that is being traced, if one is."""
-    if trace.get_current_span().is_recording():
-        return tracer.start_as_current_span(name, kind=trace.SpanKind.CLIENT)
-    return nullcontext()
+@contextmanager
+def _traced(name: str, headers: dict[str, str]) -> Iterator[None]:
+    """A span in the trace of the caller's request, if it is traced, which the headers carry on."""
+    if not trace.get_current_span().is_recording():
+        yield
+        return
+    with tracer.start_as_current_span(name, kind=trace.SpanKind.CLIENT):
+        propagate.inject(headers)
+        yield
 
 
 def _token(key_file: Path, key: str) -> str:
