@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from rich import box
@@ -34,7 +35,7 @@ from bench.real_data import (
     ML100K_IDS,
     DataSet,
 )
-from tests.models import module
+from tests.models import module, training_script
 from training.runs import INTERRUPTED, names
 
 VERSION = "quality"
@@ -50,10 +51,12 @@ class Config:
     Attributes:
         data: Folder with ml100k/, adult/, banking77/ and graphs/, to train on these as well.
         models: Only these, separated by commas.
+        engine: Trains them, with two workers if it is ray, which leaves out what gensim trains.
     """
 
     data: Path | None = None
     models: str = ""
+    engine: Literal["local", "ray"] = "local"
 
 
 @dataclass(frozen=True)
@@ -169,8 +172,8 @@ def default_runs() -> list[Run]:
     ]
 
 
-def train(run: Run, data: Path | None) -> Reports:
-    """Train in a temporary folder.
+def train(run: Run, data: Path | None, engine: str) -> Reports:
+    """Train in a temporary folder, with some engine.
 
     Raises:
         RuntimeError: If training fails, with what it said.
@@ -180,6 +183,7 @@ def train(run: Run, data: Path | None) -> Reports:
         command = [
             *(sys.executable, "-m", f"training.{script}", *own),
             *("--artifacts-dir", folder, "--version", VERSION, *run.flags),
+            *("--engine", engine),
         ]
         if run.data and data:
             prepared = Path(folder) / "data"
@@ -253,6 +257,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
     config = tyro.cli(Config, args=argv)
     runs = [*default_runs(), *(REAL_RUNS if config.data else ())]
+    if config.engine == "ray":
+        runs = [run for run in runs if training_script(run.model).Config.distributable]
     known = sorted({run.model for run in runs})
     models = names(config.models) or known
     problems = [
@@ -271,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for run in track(runs, "training", transient=True, disable=not sys.stderr.isatty()):
             started = time.perf_counter()
             try:
-                reports = train(run, config.data)
+                reports = train(run, config.data, config.engine)
             except (RuntimeError, OSError) as error:
                 print(f"error: {run.model} on {run.data_name}: {error}", file=sys.stderr)
                 failed = True

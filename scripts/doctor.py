@@ -288,6 +288,13 @@ def exposure(patient: Patient) -> Iterator[Finding]:
             "let a firewall keep others out, or: make serve TOKEN_AUTH=1",
             fatal=False,
         )
+    if not _is_loopback(settings.metrics_host):
+        yield Finding(
+            f"METRICS_HOST={settings.metrics_host}: whoever reaches port {settings.metrics_port} "
+            "reads names of models and features, and how often they are asked for",
+            "let a firewall keep out all but Prometheus",
+            fatal=False,
+        )
     if not _is_loopback(settings.sidecar_host):
         if not patient.env.get("RELOAD_API_KEY"):
             yield Finding(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +19,7 @@ from bench.real_data import (
     write_adult,
     write_ml100k,
 )
+from tests.models import training_script
 
 RUNS = [*quality.default_runs(), *quality.REAL_RUNS]
 
@@ -49,8 +49,8 @@ def test_a_bar_is_met_only_from_its_value_on(bar: Bar, measured: float, met: boo
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run.model}-{run.data_name}")
 def test_the_training_script_takes_the_flags_of_each_run(run: Run) -> None:
-    script, *own = catalog.get(run.model).training
-    config = importlib.import_module(f"training.{script}").Config
+    own = catalog.get(run.model).training[1:]
+    config = training_script(run.model).Config
     tyro.cli(config, args=[*own, *run.flags, "--data-path", "somewhere"])
 
 

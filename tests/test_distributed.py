@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 import training
-from tests.models import load_handler, predict, train
+from archive import catalog
+from tests.models import Example, examples, load_handler, predict, train, training_script
 from training import artifacts, fit, rankers, train_xgb
 from training.sources import DataError
 from training.synthetic import impressions
@@ -36,6 +37,14 @@ KILL_TIMEOUT_S = 60.0
 FAST = {
     "deepfm": ["--epochs", "5", "--batch-size", "256", "--lr", "5e-3"],
     "xgb": ["--epochs", "60"],
+}
+
+# One of each run that several workers can train.
+OTHERS = {
+    run: example
+    for example in reversed(examples())
+    if (run := catalog.get(example.model).artifacts) not in FAST
+    and training_script(run).Config.distributable
 }
 
 
@@ -179,6 +188,22 @@ def test_model_of_two_workers_is_as_good_as_that_of_one(
     served = predict(load_handler(model, together), goldens[0]["rows"])
     assert served == pytest.approx(goldens[0]["predictions"], abs=1e-5)
     assert metas[0]["metrics"]["auc"] == pytest.approx(metas[1]["metrics"]["auc"], abs=0.015)
+
+
+@pytest.mark.parametrize("model", sorted(OTHERS))
+def test_every_other_network_learns_with_two_workers(
+    model: str,
+    two_workers: None,
+    data_folder: Callable[[Example], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(distributed, "cluster", lambda _: nullcontext())  # it runs already
+    example = OTHERS[model]
+    places = ["--data-path", str(data_folder(example)), "--artifacts-dir", str(tmp_path)]
+    assert train(model, *example.arguments, *places, "--version", "v1", "--engine", "ray") == 0
+    report = artifacts.read_meta(tmp_path / model / "v1")["metrics"]
+    assert {m: v for m, v in example.reaches.items() if report[m] < v} == {}, report
 
 
 def test_wrong_cell_of_a_file_that_the_cluster_reads_is_told_as_ever(

@@ -175,6 +175,7 @@ def test_temporary_folder_with_a_long_path(
     ("env", "complaint", "fatal"),
     [
         ({"INFERENCE_HOST": "0.0.0.0"}, "can ask the models", False),
+        ({"METRICS_HOST": "0.0.0.0"}, "reads names of models", False),
         ({"SIDECAR_HOST": "10.0.0.7"}, "can have models replaced", True),
         (
             {"SIDECAR_HOST": "0.0.0.0", "RELOAD_API_KEY": "k", "TOKEN_AUTH": "1"},

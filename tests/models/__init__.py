@@ -80,10 +80,15 @@ def examples() -> list[Example]:
     return [example for model in model_names() for example in module(model).EXAMPLES]
 
 
+def training_script(model: str) -> ModuleType:
+    """What trains a model."""
+    return importlib.import_module(f"training.{catalog.get(model).training[0]}")
+
+
 def train(model: str, *flags: str) -> int:
     """Run a model's training script and return its exit status."""
-    script, *own = catalog.get(model).training
-    status: int = importlib.import_module(f"training.{script}").main([*own, *flags])
+    own = catalog.get(model).training[1:]
+    status: int = training_script(model).main([*own, *flags])
     return status
 
 

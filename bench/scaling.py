@@ -1,0 +1,248 @@
+"""Measure how cost grows with rows, users, items, models and requests: ``python -m bench.scaling``.
+
+A table and a curve each, of what docs/scaling.md reckons with.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import psutil
+import torch
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from threadpoolctl import threadpool_limits
+from torch.nn.functional import binary_cross_entropy_with_logits
+from tqdm import tqdm
+
+from bench.ann import timed
+from bench.load import LoadError, load
+from handlers.neighbours import MAX_EXACT, Neighbours
+from handlers.networks import network_bytes
+from handlers.networks.deepfm import DeepFM
+from scripts.serve import SAMPLE_FILE
+from tests.serving import Server, running_server
+from training.fit import FitConfig, fit, seed_everything
+from training.synthetic import impressions
+
+RESULTS = Path("bench/results")
+SERVED = ("xgb", "deepfm", "mmoe", "two_tower", "item_tower", "user_tower", "dssm", "youtube_dnn")
+LOAD_S = 4
+BATCHES = 40
+
+Point = dict[str, float]  # what was measured, by its name and unit
+
+
+@dataclass(frozen=True)
+class Config:
+    """Measure how cost grows.
+
+    Attributes:
+        store: Folder of archives to serve.
+    """
+
+    store: Path = Path("model-store")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What grows, and what is measured of it.
+
+    Attributes:
+        name: Of the first column.
+        sizes: What is measured.
+        measure: At one of them.
+    """
+
+    name: str
+    sizes: Sequence[int]
+    measure: Callable[[int], Point]
+
+
+def rows(n: int) -> Point:
+    """Train on so many rows, an epoch or 100 trees, from Parquet to the artifacts."""
+    point = {}
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "rows.parquet"
+        impressions(n, seed=0)[0].to_parquet(table)
+        for model, epochs in (("deepfm", 1), ("xgb", 100)):
+            command = [sys.executable, "-m", f"training.train_{model}", "--epochs", str(epochs)]
+            command += ["--data-path", str(table), "--artifacts-dir", folder]
+            started = time.perf_counter()
+            process = subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode != 0:
+                raise subprocess.CalledProcessError(process.returncode, command)
+            point[f"{model} s"] = time.perf_counter() - started
+            point[f"{model} MB"] = usage.ru_maxrss / 1e3
+    return point
+
+
+def users(n: int) -> Point:
+    """Train DeepFM with an embedding for each of so many users."""
+    seed_everything(0)
+    config = FitConfig(epochs=1)
+    n_rows = BATCHES * config.batch_size
+    network = DeepFM([0, 0, 0, 0, 0, 0, n])
+    matrix = torch.rand(n_rows, 7)
+    matrix[:, 6] = torch.randint(2, n, (n_rows,))
+    labels = torch.randint(2, (n_rows, 1)).float()
+    few = matrix[: config.batch_size], labels[: config.batch_size]
+
+    def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return binary_cross_entropy_with_logits(logits, targets[:, 0])
+
+    started = time.perf_counter()
+    fit(network, loss, (matrix, labels), few, config)
+    return {
+        "training rows/s": n_rows / (time.perf_counter() - started),
+        "weights MB": len(network_bytes(network)) / 1e6,
+    }
+
+
+def items(n: int) -> Point:
+    """Find the nearest 20 of so many vectors of 64 dimensions, one query at a time."""
+    vectors = np.random.default_rng(0).standard_normal((n, 64), dtype=np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    with threadpool_limits(1):
+        started = time.perf_counter()
+        neighbours = Neighbours.build(vectors)
+        built_s = time.perf_counter() - started
+        _, latencies_ms = timed(neighbours, np.arange(100), 20)
+    with tempfile.TemporaryDirectory() as folder:
+        neighbours.save(Path(folder))
+        size_bytes = sum(path.stat().st_size for path in Path(folder).iterdir())
+    return {
+        "query p50 ms": float(np.median(latencies_ms)),
+        "archive MB": size_bytes / 1e6,
+        "index built s": built_s if n > MAX_EXACT else math.nan,
+    }
+
+
+@contextmanager
+def serving(store: Path, models: Sequence[str]) -> Iterator[Server]:
+    """Serve some archives of a folder."""
+    with running_server(store.resolve(), ENABLED_MODELS=",".join(models)) as server:
+        yield server
+
+
+def models(store: Path, n: int) -> Point:
+    """Serve so many models, with their workers as they are configured."""
+    started = time.perf_counter()
+    with serving(store, SERVED[:n]) as server:
+        ready_s = time.perf_counter() - started
+        family = psutil.Process(server.process.pid).children(recursive=True)
+        workers = [p for p in family if "model_service_worker.py" in " ".join(p.cmdline())]
+        memory_bytes = sum(process.memory_full_info().pss for process in family)
+    return {
+        "workers": len(workers),
+        "READY s": ready_s,
+        "memory MB": memory_bytes / 1e6,
+    }
+
+
+def requests(server: Server, body: Path, connections: int) -> Point:
+    """Ask xgb for one row over so many connections."""
+    url = f"{server.inference_url}/predictions/{SERVED[0]}"
+    seen = load(url, body, connections, LOAD_S)
+    return {
+        "requests/s": seen.requests_per_s,
+        "p50 ms": seen.latency_p50_ms,
+        "p99 ms": seen.latency_p99_ms,
+        "errors": seen.errors,
+    }
+
+
+def measured(curve: Curve) -> list[Point]:
+    """The points of a curve."""
+    sizes = tqdm(curve.sizes, desc=curve.name, disable=None, leave=False)
+    return [curve.measure(size) for size in sizes]
+
+
+def table(curve: Curve, points: Sequence[Point]) -> Table:
+    """A curve for people."""
+    shown = Table(curve.name, *points[0], box=box.SIMPLE_HEAD)
+    for column in shown.columns:
+        column.justify = "right"
+    for size, point in zip(curve.sizes, points, strict=True):
+        cells = ("" if math.isnan(value) else f"{value:,.4g}" for value in point.values())
+        shown.add_row(f"{size:,}", *cells)
+    return shown
+
+
+def plot(results: Sequence[tuple[Curve, Sequence[Point]]], path: Path) -> None:
+    """Draw each curve, both axes logarithmic."""
+    figure, axes = plt.subplots(2, 3, figsize=(13, 8), layout="constrained")
+    for axis in axes.flat[len(results) :]:
+        axis.remove()
+    for axis, (curve, points) in zip(axes.flat, results, strict=False):
+        for name in points[0]:
+            axis.plot(curve.sizes, [point[name] for point in points], marker="o", label=name)
+        axis.set(title=curve.name, xscale="log", yscale="log")
+        axis.set_xticks(curve.sizes, [f"{size:,}" for size in curve.sizes])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line; returns the exit status."""
+    config = tyro.cli(Config, prog="python -m bench.scaling", args=argv)
+    if missing := [name for name in SERVED if not (config.store / f"{name}.mar").is_file()]:
+        print(
+            f"error: {config.store} has no archive of {', '.join(missing)}; "
+            "run: make train-all archive",
+            file=sys.stderr,
+        )
+        return 1
+    console, results = Console(), []
+
+    def report(curve: Curve) -> None:
+        points = measured(curve)
+        console.print(table(curve, points))
+        results.append((curve, points))
+
+    try:
+        report(Curve("rows", (100_000, 1_000_000, 4_000_000), rows))
+        report(Curve("users", (10_000, 100_000, 1_000_000), users))
+        report(Curve("items", (1_000, 10_000, 100_000, 1_000_000), items))
+        report(Curve("models", (1, 2, 4, 8), lambda n: models(config.store, n)))
+        with tempfile.TemporaryDirectory() as folder, serving(config.store, SERVED[:1]) as server:
+            body = Path(folder) / SAMPLE_FILE
+            with zipfile.ZipFile(config.store / f"{SERVED[0]}.mar") as archive:
+                body.write_bytes(archive.read(SAMPLE_FILE).strip())
+            report(Curve("connections", (1, 4, 16, 64), lambda n: requests(server, body, n)))
+    except (LoadError, RuntimeError, subprocess.CalledProcessError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    path = RESULTS / "scaling.png"
+    plot(results, path)
+    print(f"curves: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
