@@ -109,7 +109,7 @@ def test_an_unknown_model_and_absent_data_are_named(
 def test_a_training_that_fails_does_not_stop_the_others(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def train(run: Run, _: Path | None) -> quality.Reports:
+    def train(run: Run, _: Path | None, engine: str) -> quality.Reports:
         if run.model == "xgb":
             raise RuntimeError("no space left")
         return {run.model: {"auc": 0.7}}
