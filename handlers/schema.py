@@ -8,6 +8,8 @@ Shapes: B instances, F features, C matrix columns (F, plus one for each hashed c
 
 from __future__ import annotations
 
+import math
+import struct
 import types
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -213,7 +215,8 @@ class FeatureSchema:
     def row_struct(self, forbid_unknown: bool) -> type[msgspec.Struct]:
         """A struct that decodes and validates one row given as an object."""
         fields: list[tuple[str, Any, Any]] = [
-            (f"f{i}", _value_type(f), None) for i, f in enumerate(self.features)
+            (f"f{i}", _value_type(f), math.nan if f.kind == "number" else None)
+            for i, f in enumerate(self.features)
         ]
         rename = {f"f{i}": name for i, name in enumerate(self.names)}
         return msgspec.defstruct(
@@ -231,7 +234,11 @@ class FeatureSchema:
         if self._encoders:
             return self.raw_columns(dict(zip(self.names, zip(*values, strict=True), strict=True)))
         flat = list(chain.from_iterable(values))
-        return np.array(flat, dtype=np.float64).reshape(len(rows), -1)
+        try:
+            # A sixth of the time of np.array, which takes null as well.
+            return np.frombuffer(struct.pack(f"{len(flat)}d", *flat)).reshape(len(rows), -1)
+        except struct.error:
+            return np.array(flat, dtype=np.float64).reshape(len(rows), -1)
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> Matrix:
         """Rows as objects of values that are valid -> float32 [B, C]."""
