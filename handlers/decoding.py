@@ -91,10 +91,10 @@ class RequestDecoder:
                 self._count_unknown(item)
         elif isinstance(value, dict):
             for key, item in value.items():
-                if key in self._known:
-                    self._count_unknown(item)
-                else:
+                if key not in self._known:
                     self.unknown[key] += 1
+                elif type(item) is dict or type(item) is list:  # a call for each number is dear
+                    self._count_unknown(item)
 
     def _explain(self, message: str, body: bytes | bytearray) -> str:
         """Rewrite msgspec's message: where, what was expected, what came."""

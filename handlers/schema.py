@@ -9,6 +9,7 @@ Shapes: B instances, F features, C matrix columns (F, plus one for each hashed c
 from __future__ import annotations
 
 import math
+import re
 import struct
 import types
 from collections import Counter
@@ -30,16 +31,28 @@ MISSING_INDEX = 0
 OOV_INDEX = 1
 FIRST_TOKEN_INDEX = 2
 
+# An id that a missing cell in its column turned into a float.
+ID_AS_FLOAT = r"(-?[0-9]+)\.0"
+_ID_AS_FLOAT = re.compile(ID_AS_FLOAT)
+
 Token = str | int | float
 Matrix = npt.NDArray[np.float32]
 RawMatrix = npt.NDArray[np.float64]
 
 
 def canonical_token(value: Token) -> str:
-    """The one spelling of a category: 196, 196.0 and "196" are the same token."""
+    """The one spelling of a category: 196, 196.0, "196" and "196.0" are the same token."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return str(value)
+    match = _ID_AS_FLOAT.fullmatch(text := str(value))
+    return match[1] if match else text
+
+
+class _Indices(dict[Token | None, int]):
+    """Indices of tokens, in whatever spelling they come."""
+
+    def __missing__(self, token: Token | None) -> int:
+        return OOV_INDEX if token is None else self.get(canonical_token(token), OOV_INDEX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +98,7 @@ class _CategoryEncoder:
 
     def __init__(self, feature: Feature) -> None:
         self._buckets = feature.hash_buckets
-        self._index: dict[Token | None, int] = {None: MISSING_INDEX}
+        self._index = _Indices({None: MISSING_INDEX})
         for i, token in enumerate(feature.vocabulary, start=FIRST_TOKEN_INDEX):
             self._index[token] = i
             # JSON numbers find their token without a conversion for each value: as dictionary
@@ -103,8 +116,8 @@ class _CategoryEncoder:
         if self._buckets:
             hashed = [self._hash(token) for token in tokens]
             return np.array(hashed, dtype=np.float64).reshape(-1, 2)
-        get = self._index.get
-        return np.array([get(token, OOV_INDEX) for token in tokens], dtype=np.float64)[:, None]
+        index = self._index
+        return np.array([index[token] for token in tokens], dtype=np.float64)[:, None]
 
     def _hash(self, token: Token | None) -> tuple[int, int]:
         if token is None:

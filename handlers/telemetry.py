@@ -124,8 +124,11 @@ class Telemetry:
                 n = int(totals[i])
                 totals[i] -= n
                 self._emit(f"feature_{kind}", n, "feature", self._features[i])
+        unknown: Counter[str] = Counter()
         for name in list(self._unknown):
-            self._emit("feature_unknown", self._unknown.pop(name), "feature", self._known(name))
+            unknown[self._known(name)] += self._unknown.pop(name)
+        for label, n in unknown.items():
+            self._emit("feature_unknown", n, "feature", label)
 
     def _known(self, name: str) -> str:
         """The label of an unknown feature: its name while there are few, else ``other``."""

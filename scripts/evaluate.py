@@ -191,7 +191,11 @@ def held_out(model: catalog.Model, new: Archive, old: Archive | None, config: Co
         for flag in run.column_flags
     }
     every = {flag: ",".join(both) for flag, both in columns.items()}
-    run = replace(run, engine="local", **every)
+    # What no flag of training names takes no part in where a row of a database goes: else the
+    # split would be another one.
+    own = {name for flag in vars(run).values() if isinstance(flag, str) for name in names(flag)}
+    extra = {*config.slice, *(name for both in columns.values() for name in both)} - own
+    run = replace(run, engine="local", extra_columns=tuple(extra), **every)
     evaluation: Evaluation = module.evaluation(run, config.slice)
     return evaluation
 

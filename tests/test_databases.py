@@ -13,14 +13,17 @@ import pandas as pd
 import psycopg
 import pymysql
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 import scripts.train
+from archive import catalog
+from scripts import evaluate
 from tests.conftest import lacking
 from tests.databases import PASSWORD, NotInstalledError, mariadb_server, postgres_server
 from tests.models import train
 from tests.proxy import proxy
-from training import artifacts, files, sources
-from training.databases import MySQL, Postgres, Query
+from training import artifacts, files, rankers, sources
+from training.databases import MySQL, Postgres, Query, public_dsn
 from training.sources import DataError, DataSet
 from training.synthetic import impressions
 from training.train_xgb import Config
@@ -269,10 +272,12 @@ def test_a_model_of_a_table_is_the_one_of_a_file(
     database: Database, run: Callable[..., int], tmp_path: Path
 ) -> None:
     data = impressions(2_000, seed=5)[0]
+    data["at"] = range(len(data))
     database.load("clicks", data)
     data.to_csv(tmp_path / "clicks.csv", index=False)
-    assert run("--version", "file", "--data-path", str(tmp_path / "clicks.csv")) == 0
-    flags = [*database.flags(), "--table", "clicks"]
+    in_order = ["--time-column", "at"]
+    assert run("--version", "file", "--data-path", str(tmp_path / "clicks.csv"), *in_order) == 0
+    flags = [*database.flags(), "--table", "clicks", *in_order]
     assert run("--version", "table", *flags) == 0
     weights = [
         (tmp_path / "xgb" / version / "xgb_model.json").read_bytes()
@@ -283,6 +288,28 @@ def test_a_model_of_a_table_is_the_one_of_a_file(
     meta = artifacts.read_meta(tmp_path / "xgb" / "table")
     again = Config(**meta["hyperparameters"]).data(Path("unused"))
     assert again.sha256(sources.read_table(again.table, ["label", *meta["feature_columns"][:5]]))
+
+
+def test_the_gate_reads_the_test_split_of_training_again(
+    database: Database, run: Callable[..., int], tmp_path: Path
+) -> None:
+    data = impressions(2_000, seed=5)[0]
+    database.load("clicks", data)
+    flags = [*database.flags(), "--table", "clicks", "--version"]
+    assert run(*flags, "old") == 0
+    assert run(*flags, "new", "--features", "item_ctr,user_age") == 0
+    config = evaluate.Config(
+        model="xgb", model_dir=tmp_path, registry=tmp_path, slice=("item_price",)
+    )
+    new, old = (
+        evaluate.open_archive(config, version, tmp_path / version) for version in ("new", "old")
+    )
+    trained = rankers.load(Config(**new.meta["hyperparameters"]), ["label"]).test_frame
+    database.load("clicks", data.sample(frac=1, random_state=1))
+    evaluation = evaluate.held_out(catalog.get("xgb"), new, old, config)
+    pd.testing.assert_frame_equal(evaluation.frame[list(trained)], trained)
+    assert {"user_gender", "item_price"} <= set(evaluation.frame)
+    assert evaluation.data_sha256 == new.meta["data_sha256"]
 
 
 def test_no_secret_is_told_anywhere(
@@ -319,6 +346,31 @@ def test_training_by_name_prints_no_password(capfd: pytest.CaptureFixture[str]) 
     told = capfd.readouterr()
     assert "Can't connect" in told.err
     assert "horse" not in told.out + told.err
+
+
+@pytest.mark.parametrize(
+    ("dsn", "told"),
+    [
+        (
+            "postgresql://u:horse@h1:5432,h2:5433/db?sslmode=require&target_session_attrs=any",
+            "user=u dbname=db host=h1,h2 port=5432,5433 sslmode=require target_session_attrs=any",
+        ),
+        ("postgresql://h/db?oauth_client_secret=horse&sslpassword=horse", "dbname=db host=h"),
+        ("host=h scram_client_key=horse scram_server_key=horse password=horse", "host=h"),
+        ("", ""),
+    ],
+)
+def test_of_a_dsn_only_what_is_no_secret_is_told(dsn: str, told: str) -> None:
+    assert conninfo_to_dict(public_dsn(dsn)) == conninfo_to_dict(told)
+
+
+@pytest.mark.parametrize(
+    "dsn", ["postgresql://u:hor/se@h/d", "postgresql://u:1/horse@h/d", "postgresql://u:x@horse@h/d"]
+)
+def test_a_password_that_is_not_escaped_is_not_told(dsn: str) -> None:
+    with pytest.raises(DataError, match="the password with %40 for @") as error:
+        public_dsn(dsn)
+    assert "horse" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +16,8 @@ from hypothesis import strategies as st
 from handlers.base import RecHandler
 from handlers.decoding import RequestDecoder
 from handlers.errors import RequestError
-from handlers.schema import Feature, FeatureSchema
+from handlers.schema import Feature, FeatureCounts, FeatureSchema
+from handlers.telemetry import MAX_UNKNOWN_LABELS, OTHER, Telemetry
 from tests.models import Example, load_handler, module, numbers
 
 SCHEMA = FeatureSchema(
@@ -139,6 +142,19 @@ def test_unknown_features_are_ignored_and_counted_by_name(decoder: RequestDecode
     body = b'{"data": [{"age": 1, "x": {"age": []}}, {"x": null, "y": 1}], "trace": "abc"}'
     assert [row.f0 for row in decoder.decode(body)] == [1, pytest.approx(math.nan, nan_ok=True)]
     assert decoder.unknown == {"x": 2, "y": 1}
+
+
+def test_a_fantasy_of_unknown_names_is_few_metrics() -> None:
+    cache: Any = MagicMock()
+    unknown = Counter({f"x{i}": 1 for i in range(1_000)})
+    telemetry = Telemetry(cache, "m", "1", [], FeatureCounts.zeros(0), unknown)
+    telemetry.observe(1.0, 1, Counter({200: 1}))
+    cache.add_metric_to_cache.return_value.add_or_update.reset_mock()
+    telemetry.flush()
+    emitted = cache.add_metric_to_cache.return_value.add_or_update.call_args_list
+    by_name = {call.args[1][-1]: call.args[0] for call in emitted}
+    assert by_name[OTHER] == 1_000 - MAX_UNKNOWN_LABELS
+    assert len(emitted) < 100
 
 
 def test_lone_surrogate_in_a_message_stays_decodable() -> None:

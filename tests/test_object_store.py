@@ -101,6 +101,17 @@ def test_a_store_that_does_not_answer_is_told(bucket: str, monkeypatch: pytest.M
         read(f"s3://{bucket}/t.csv", oss_endpoint="http://127.0.0.1:1")
 
 
+def test_a_store_that_ceases_to_answer_is_told(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    upload(bucket, "t.csv", TABLE, tmp_path)
+    gone = s3fs.S3FileSystem(endpoint_url="http://127.0.0.1:1", skip_instance_cache=True)
+    data = sources.DataSet("t", {"": [files.File(f"{bucket}/t.csv", gone, "s3://t.csv")]})
+    with pytest.raises(DataError, match=r"cannot be read: .*127\.0\.0\.1:1"):
+        data.sha256()
+
+
 @pytest.fixture
 def between(s3_endpoint: str) -> Iterator[Proxy]:
     """A proxy to the store."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,6 +23,7 @@ from handlers.schema import (
     Matrix,
     canonical_token,
 )
+from training import files, sources
 from training.features import fit_schema, to_matrix
 
 SCHEMA = FeatureSchema(
@@ -132,15 +134,34 @@ def test_vocabulary_of_the_wrong_size_is_refused() -> None:
         FeatureSchema.from_json(SCHEMA.to_json(), {"user.id": ["196"]})
 
 
-@pytest.mark.parametrize("token", [196, 196.0, "196"])
+@pytest.mark.parametrize("token", [196, 196.0, "196", "196.0"])
 def test_every_spelling_of_an_id_is_the_same_token(token: str | float) -> None:
     assert served(SCHEMA, [{"user.id": token}])[0, 4] == 2
+
+
+@pytest.mark.parametrize("cells", ["1.0 1.0 2.5 2.5 NA NA", "1 1.0 2.5 2.5 NA NA"])
+def test_a_category_is_the_same_in_a_file_and_in_a_request(tmp_path: Path, cells: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(["c", *cells.split()]))
+    frame = sources.read_table(files.find(str(path)).table, [], ["c"])
+    schema = fit_schema(frame, ["c"], ["c"])
+    trained = to_matrix(schema, frame)[:, 0].tolist()
+    for asked in ([1, 1, 2.5, 2.5, "NA", "NA"], cells.split()):
+        assert served(schema, [{"c": token} for token in asked])[:, 0].tolist() == trained
+    assert trained[0] == trained[1] >= 2
+    assert min(trained) >= 2
 
 
 def test_token_that_is_not_known_or_not_there_has_an_index_of_its_own() -> None:
     matrix = served(SCHEMA, [{"user.id": "nobody"}, {"user.id": 7}, {"user.id": None}, {}])
     assert matrix[:, 4].tolist() == [OOV_INDEX, OOV_INDEX, MISSING_INDEX, MISSING_INDEX]
     assert matrix[2:, 5:].tolist() == [[MISSING_INDEX] * 2] * 2
+
+
+@pytest.mark.parametrize("token", [196, 196.0, "196.0"])
+def test_every_spelling_of_an_id_is_hashed_alike(token: str | float) -> None:
+    row = served(SCHEMA, [{"item": token}, {"item": "196"}])
+    assert row[0, 5:].tolist() == row[1, 5:].tolist()
 
 
 def test_hashed_ids_are_stable() -> None:

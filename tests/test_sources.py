@@ -2,6 +2,7 @@
 
 import gzip
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 
 from training import files, sources
-from training.sources import DataError, Splits, check_labels
+from training.sources import DataError, Splits, label_problems
 
 TABLE = pd.DataFrame({"price": [1.5, np.nan, 3.0], "age": [20, 30, 40], "city": ["a", None, "c"]})
 
@@ -65,10 +66,12 @@ def test_optional_columns_are_read_when_the_file_has_them(tmp_path: Path) -> Non
         ([196, 7], ["196", "7"]),
         ([196.0, None], ["196", None]),
         (["196", "x"], ["196", "x"]),
-        (["1.0", "1.5"], ["1.0", "1.5"]),
+        (["1.0", "1.5"], ["1", "1.5"]),
+        ([1.0, 2.5], ["1", "2.5"]),
+        ([123456789012.0, None], ["123456789012", None]),
         ([2**53 + 1, 2], ["9007199254740993", "2"]),
     ],
-    ids=["integers", "floats", "strings", "not integers", "large integers"],
+    ids=["integers", "floats", "strings", "mixed", "not integers", "long", "large integers"],
 )
 def test_an_id_is_the_same_token_however_it_is_stored(
     tmp_path: Path, name: str, ids: list[Any], tokens: list[str | None]
@@ -85,12 +88,13 @@ def test_large_ids_keep_their_digits_beside_a_missing_one(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("cell", ["", "NaN", "null", "NA"])
-def test_missing_cells_become_nan(tmp_path: Path, cell: str) -> None:
-    path = write_text(tmp_path / "t.csv", f"age,city\n{cell},{cell}\n1,b\n")
-    assert read_table(path, ["age"], ["city"]).isna().to_numpy().tolist() == [
-        [True] * 2,
-        [False] * 2,
-    ]
+def test_missing_numbers_become_nan_and_their_words_may_be_categories(
+    tmp_path: Path, cell: str
+) -> None:
+    path = write_text(tmp_path / "t.csv", f"age,country\n{cell},{cell}\n1,b\n")
+    table = read_table(path, ["age"], ["country"])
+    assert table["age"].isna().tolist() == [True, False]
+    assert table["country"].fillna("").tolist() == [cell, "b"]
 
 
 @pytest.mark.parametrize(
@@ -199,6 +203,52 @@ def test_a_time_that_is_neither_number_nor_date_is_refused(tmp_path: Path) -> No
         load_splits(path, ["age"], time_column="time")
 
 
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        ([*range(9), None], "a number, as in the first row"),
+        (["2026-01-01", *[None] * 9], "an ISO 8601 date"),
+    ],
+)
+def test_an_empty_time_is_told_as_such(tmp_path: Path, times: list[Any], expected: str) -> None:
+    path = write(pd.DataFrame({"age": range(10), "time": times}), tmp_path / "t.csv")
+    with pytest.raises(DataError, match=f"column time: expected {expected}, got an empty cell"):
+        load_splits(path, ["age"], time_column="time")
+
+
+def test_rows_without_an_order_are_split_by_what_they_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files.File, "ordered", False)
+    table = pd.DataFrame({"age": range(50), "city": "a", "slice": range(50)})
+    tests, hashes = [], set()
+    for seed in (1, 2):
+        path = tmp_path / f"{seed}.csv"
+        shuffled = write(table.sample(frac=1, random_state=seed), path)
+        # The gate reads more columns than training did, in another order.
+        data = replace(files.find(str(shuffled)), extra_columns=["slice"])
+        columns = (["age"], ["city"]) if seed == 1 else (["slice", "age"], ["city"])
+        splits = sources.load_splits(data, *columns)
+        tests.append(splits.test["age"].tolist())
+        hashes.add(data.row_hashes(splits.test).tobytes())
+    assert tests[0] == tests[1]
+    assert len(hashes) == 1
+    other = load_splits(path, ["age"], ["city"], seed=1)
+    assert other.test["age"].tolist() != tests[0]
+
+
+def test_histories_without_an_order_are_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(TABLE, tmp_path / "t.csv")
+    read_table(path, ["age"])
+    monkeypatch.setattr(files.File, "ordered", False)
+    read_table(path, ["age"], order_by="age")
+    assert caplog.messages == []
+    read_table(path, ["age"])
+    assert "another order each time" in caplog.text
+
+
 def test_a_file_too_short_to_cut_is_refused(tmp_path: Path) -> None:
     path = write(TABLE, tmp_path / "t.csv")
     with pytest.raises(DataError, match="expected 10 rows or more to cut 80/10/10, got 3"):
@@ -231,7 +281,7 @@ def splits_with(label: list[float], watch_time: list[float]) -> Splits:
 
 
 def test_good_labels_pass() -> None:
-    check_labels(splits_with([0, 1], [3, 0]), ["label"], ["watch_time"])
+    assert label_problems(splits_with([0, 1], [3, 0]), ["label"], ["watch_time"]) == []
 
 
 @pytest.mark.parametrize(
@@ -249,8 +299,8 @@ def test_good_labels_pass() -> None:
 def test_labels_that_cannot_be_learned_are_refused(
     label: list[float], watch_time: list[float], message: str
 ) -> None:
-    with pytest.raises(DataError, match=re.escape(f"test split, {message}")):
-        check_labels(splits_with(label, watch_time), ["label"], ["watch_time"])
+    found = label_problems(splits_with(label, watch_time), ["label"], ["watch_time"])
+    assert found == [f"test split, {message}"]
 
 
 def test_data_hash_changes_with_the_content_and_only_with_it(tmp_path: Path) -> None:
@@ -299,6 +349,33 @@ def test_everything_wrong_with_all_splits_is_told_at_once(tmp_path: Path) -> Non
     ]
 
 
+def test_wrong_labels_are_told_with_wrong_cells(tmp_path: Path) -> None:
+    table = pd.DataFrame({"age": ["old", *range(9)], "label": 1, "clicks": ["x", *range(9)]})
+    path = write(table, tmp_path / "t.csv")
+    with pytest.raises(DataError) as error:
+        load_splits(
+            path,
+            ["age", "label", "clicks"],
+            time_column="label",
+            check=lambda splits: label_problems(splits, ["label"], ["clicks"]),
+        )
+    assert [line.removeprefix(f"{path}: ") for line in str(error.value).splitlines()] == [
+        'row 2, column age: expected a number, got "old"',
+        'row 2, column clicks: expected a number, got "x"',
+        *(
+            f"{split} split, column label: expected both 0 and 1, got only 1"
+            for split in ("train", "valid", "test")
+        ),
+    ]
+
+
+def test_a_header_that_is_not_utf_8_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes("größe,age\n1,2\n".encode("latin-1"))
+    with pytest.raises(DataError, match=re.escape(f"{path}: cannot be read: 'utf-8' codec")):
+        read_table(path, ["age"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -323,6 +400,11 @@ def test_json_lines_may_mix_types_and_leave_cells_out(tmp_path: Path) -> None:
     read = read_table(path, ["age"], ["id"])
     assert read["age"].fillna(-1).tolist() == [1, -1, 0.5]
     assert read["id"].fillna("none").tolist() == ["7", "x", "none"]
+
+
+def test_json_lines_may_hold_ids_beyond_int64(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "t.jsonl", f'{{"id": {2**63}}}\n{{"id": 7.0}}\n')
+    assert read_table(path, [], ["id"])["id"].tolist() == [str(2**63), "7"]
 
 
 def test_a_column_of_many_batches_is_one_column(tmp_path: Path) -> None:

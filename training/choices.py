@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -23,7 +23,7 @@ from training.features import fit_schema, to_matrix
 from training.rankers import golden_rows, request_rows
 from training.retrieval import Indices, Ranks, Scores, expected_ranks, retrieval_report
 from training.runs import RunConfig, names
-from training.sources import DataError, DataSet, Splits, check_labels, load_splits
+from training.sources import DataError, DataSet, Splits, label_problems, load_splits
 from training.worlds_two_tower import generate_choices, truth_path
 
 DEFAULT_DATA = Path("data/two_tower_data.csv")
@@ -213,26 +213,29 @@ def _read(
             f"--categorical {','.join(stray)}: expected names of --user-cols or --item-cols"
         )
     tokens = list(dict.fromkeys([*categorical, id_col]))
-    splits = load_splits(
+
+    def check(splits: Splits) -> Iterator[str]:
+        yield from label_problems(splits, [], [config.label])
+        for split, table in vars(splits).items():
+            if config.label in table:
+                labels = table[config.label].dropna()
+                stray = labels[(labels >= 0) & ~labels.isin((0, 1))]
+                if len(stray):
+                    where = f"{split} split, column {config.label}"
+                    yield f"{where}: expected 0 or 1, got {stray.iloc[0]:g}"
+            if id_col in table and table[id_col].hasnans:
+                n = table[id_col].isna().sum()
+                yield f"{split} split, column {id_col}: {n} of {len(table)} rows are empty"
+
+    return load_splits(
         data,
         [*(name for name in both if name not in tokens), config.label],
         tokens,
         [] if config.item_id_col or id_col in both else [id_col],
         seed=config.seed,
         time_column=config.time_column or None,
+        check=check,
     )
-    check_labels(splits, [], [config.label])
-    for split, table in vars(splits).items():
-        stray = table[config.label][~table[config.label].isin((0, 1))]
-        if len(stray):
-            where = f"{split} split, column {config.label}"
-            raise DataError(f"{where}: expected 0 or 1, got {stray.iloc[0]:g}")
-        if id_col in table and table[id_col].hasnans:
-            raise DataError(
-                f"{split} split, column {id_col}: {table[id_col].isna().sum()} of {len(table)} "
-                "rows are empty"
-            )
-    return splits
 
 
 def _codes(frame: pd.DataFrame, columns: Sequence[str]) -> Indices:

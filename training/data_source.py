@@ -36,7 +36,7 @@ class DataConfig:
         oss_secret_key: Better given as OSS_ACCESS_KEY_SECRET, or to AWS's own tools.
         oss_region: By default OSS_REGION or AWS_DEFAULT_REGION.
         table: Table to read of a database.
-        query: Query to read instead of a table; order its rows, for splits that repeat.
+        query: Query to read instead of a table; the order of its rows counts for histories.
         doris_host: Server of mysql or doris.
         doris_port: By default 3306 for mysql and 9030 for doris.
         doris_user: Who reads.
@@ -45,6 +45,7 @@ class DataConfig:
         dsn: Of postgres: postgresql://user@host:5432/database; by default DATABASE_URL. The
             password is better given as PGPASSWORD.
         strict: Refuse data that validation warns of.
+        extra_columns: Set by the gate: what it reads besides the columns that training read.
     """
 
     data_path: str | None = None
@@ -62,6 +63,7 @@ class DataConfig:
     doris_database: Annotated[str, _aliases("--mysql-database")] = ""
     dsn: str = field(default="", repr=False)
     strict: bool = False
+    extra_columns: tyro.conf.Suppress[tyro.conf.Fixed[tuple[str, ...]]] = ()
 
     @property
     def uses_default_data(self) -> bool:
@@ -107,7 +109,7 @@ class DataConfig:
         if bool(self.table) == bool(self.query):
             raise DataError(f"--data-source {self.data_source}: expected --table or --query")
         source = self._database(Query(self.table, self.query))
-        return DataSet(source.name, {"": [source]})
+        return DataSet(source.name, {"": [source]}, self.extra_columns)
 
     def _expect_no(self, where: str, *flags: str) -> None:
         if given := [f"--{flag.replace('_', '-')}" for flag in flags if getattr(self, flag)]:

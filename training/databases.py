@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,11 @@ CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 600
 # And no decoders: cells come as the server's own text, as those of a CSV file do.
 _ENCODERS: dict[Any, Any] = {**encoders}
+# What of a DSN is no secret: of the many other parameters some are, and more may come.
+_PUBLIC = {
+    *("host", "hostaddr", "port", "dbname", "user"),
+    *("sslmode", "target_session_attrs", "application_name"),
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,11 @@ class Query:
 
     table: str = ""
     sql: str = ""
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the rows are asked for in an order."""
+        return bool(re.search(r"\border\s+by\b", self.sql, re.IGNORECASE))
 
     @property
     def statement(self) -> str:
@@ -70,6 +81,11 @@ class MySQL:
     database: str
 
     first_row = 1
+
+    @property
+    def ordered(self) -> bool:
+        """As the query says."""
+        return self.query.ordered
 
     @property
     def name(self) -> str:
@@ -156,6 +172,11 @@ class Postgres:
     first_row = 1
 
     @property
+    def ordered(self) -> bool:
+        """As the query says."""
+        return self.query.ordered
+
+    @property
     def name(self) -> str:
         """Server and table."""
         return f"{self.query} of {public_dsn(self.dsn) or 'postgres'}"
@@ -225,20 +246,20 @@ class _CopyFile:
 
 
 def public_dsn(dsn: str) -> str:
-    """What of a DSN may be told: all but the password.
+    """What of a DSN may be told: where the data is, and who reads.
 
     Raises:
         DataError: It is none.
     """
     try:
         parts = conninfo_to_dict(dsn)
-        host, port = str(parts.get("host", "")), str(parts.get("port", "0"))
-        if "@" in host or not port.isdigit():
-            raise psycopg.ProgrammingError("a part of the password is taken for the host")
+        places = f"{parts.get('host', '')} {parts.get('dbname', '')}"
+        if "@" in places or not re.fullmatch(r"[\d,]*", str(parts.get("port", ""))):
+            raise psycopg.ProgrammingError("a part of the password is taken for a place")
     except psycopg.ProgrammingError:
         # Neither the reason nor its traceback may be told: both may hold the password.
         raise DataError(
             "--dsn: expected postgresql://user:password@host:5432/database, "
             "the password with %40 for @, %2F for / and %3A for :"
         ) from None
-    return make_conninfo(**{key: str(v) for key, v in parts.items() if "password" not in key})
+    return make_conninfo(**{key: str(v) for key, v in parts.items() if key in _PUBLIC})

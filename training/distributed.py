@@ -239,7 +239,7 @@ class _RemoteSource:
         self.ahead: Sequence[_RemoteSource] = ()
         self._source = source
         self._streams: dict[tuple[str, ...], Any] = {}
-        self.name, self.first_row = source.name, source.first_row
+        self.name, self.first_row, self.ordered = source.name, source.first_row, source.ordered
         self.columns, self.sha256 = source.columns, source.sha256
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:

@@ -20,6 +20,7 @@ from botocore.exceptions import BotoCoreError
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from handlers.schema import canonical_token
 from training.sources import SPLIT_NAMES, DataError, DataSet, Table
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet", ".jsonl", ".jsonl.gz")
@@ -45,6 +46,8 @@ class File:
     path: str
     fs: AbstractFileSystem
     name: str
+
+    ordered = True
 
     @property
     def first_row(self) -> int:
@@ -93,7 +96,8 @@ class File:
     def sha256(self) -> str:
         """Of the bytes; in an object store, of their number and the tag that it gives them."""
         if self.fs is not LOCAL:
-            info = self.fs.info(self.path)
+            with _as_os_error():
+                info = self.fs.info(self.path)
             return hashlib.sha256(f"{info['size']} {info['ETag']}".encode()).hexdigest()
         with self.fs.open(self.path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -130,17 +134,16 @@ def csv_batches(
 
     Args:
         file: Binary stream.
-        columns: Those to read.
-        names: Of all columns, where the stream has no header; then a cell is missing only when it
-            is empty and not quoted.
+        columns: Those to read. A cell is missing when it is empty: NA may be a country.
+        names: Of all columns, where the stream has no header; then a quoted cell is never missing.
     """
     options = pyarrow.csv.ConvertOptions(
         include_columns=list(columns),
         column_types=dict.fromkeys(columns, pa.string()),
+        null_values=[""],
         strings_can_be_null=True,
+        quoted_strings_can_be_null=names is None,
     )
-    if names is not None:
-        options.null_values, options.quoted_strings_can_be_null = [""], False
     with pyarrow.csv.open_csv(
         file,
         pyarrow.csv.ReadOptions(use_threads=False, column_names=names),
@@ -215,5 +218,5 @@ def _of_folder(
 def _json_cells(values: list[Any]) -> pa.Array:
     try:
         return pa.array(values)
-    except pa.ArrowException:  # of several types
-        return pa.array([None if value is None else str(value) for value in values])
+    except (pa.ArrowException, OverflowError):  # of several types, or beyond int64
+        return pa.array([None if value is None else canonical_token(value) for value in values])

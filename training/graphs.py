@@ -17,6 +17,7 @@ import pandas as pd
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import minimum_spanning_tree
 
+from handlers.schema import canonical_token
 from training.files import SUFFIXES, File
 from training.sources import DataError, DataSet, Source, read_table
 
@@ -139,7 +140,7 @@ def _parse(name: str, lines: Iterable[str]) -> Iterable[tuple[str, str, float]]:
             weight = math.nan
         if not 0 < weight < math.inf:
             raise DataError(f'{where}: expected a weight above 0, got "{fields[2]}"')
-        yield fields[0], fields[1], weight
+        yield canonical_token(fields[0]), canonical_token(fields[1]), weight
 
 
 def to_edges(table: pd.DataFrame, *, directed: bool) -> Edges:

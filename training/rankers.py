@@ -23,7 +23,7 @@ from training.evaluation import ALL, Answers, Evaluation, Results, Rows
 from training.features import DEFAULT_FEATURES, computable_crosses, fit_schema, to_matrix
 from training.metrics import ranking_report
 from training.runs import Golden, RunConfig, names
-from training.sources import DataError, check_labels, load_splits
+from training.sources import DataError, Splits, label_problems, load_splits
 from training.synthetic import generate_impressions
 from training.target_encoding import fit_target_encodings
 
@@ -120,6 +120,12 @@ def load(config: RankerConfig, targets: Sequence[str], columns: Sequence[str] = 
     crosses = computable_crosses(features)
     numeric = [name for name in features if name not in {*categorical, *crosses}]
     further = [name for name in columns if name not in {*features, *targets}]
+
+    def check(splits: Splits) -> list[str]:
+        train = splits.train
+        amounts = [t for t in targets[1:] if t not in train or not train[t].isin((0, 1)).all()]
+        return label_problems(splits, [t for t in targets if t not in amounts], amounts)
+
     splits = load_splits(
         data,
         [*numeric, *targets],
@@ -127,11 +133,9 @@ def load(config: RankerConfig, targets: Sequence[str], columns: Sequence[str] = 
         crosses,
         seed=config.seed,
         time_column=config.time_column or None,
+        check=check,
     )
-    amounts = [t for t in targets[1:] if not splits.train[t].isin((0, 1)).all()]
-    check_labels(splits, [t for t in targets if t not in amounts], amounts)
     schema = fit_schema(splits.train, features, categorical)
-    own = [name for name in (*features, *targets) if name in splits.train]
     return Dataset(
         schema=schema,
         train=to_matrix(schema, splits.train),
@@ -146,7 +150,7 @@ def load(config: RankerConfig, targets: Sequence[str], columns: Sequence[str] = 
         groups=splits.test[config.group].to_numpy() if config.group else None,
         oracle=_oracle(DEFAULT_DATA, targets) if config.uses_default_data else None,
         golden=golden_rows(schema, splits.test),
-        sha256=data.sha256(*(frame[own] for frame in vars(splits).values())),
+        sha256=data.sha256(*vars(splits).values()),
     )
 
 

@@ -30,7 +30,7 @@ from training.metrics import ranking_report
 from training.rankers import golden_rows, request_rows
 from training.retrieval import Indices, Scores, expected_ranks, retrieval_report
 from training.runs import RunConfig, names
-from training.sources import DataError, check_labels, load_splits
+from training.sources import DataError, label_problems, load_splits
 
 DEFAULT_DATA = Path("data/searches")
 DEFAULT_TEXT_DATA = Path("data/text_searches")
@@ -207,13 +207,12 @@ def load(config: SearchConfig) -> SearchData:
         [config.doc_id, config.label],
         seed=config.seed,
         time_column=config.time_column or None,
+        check=lambda splits: label_problems(splits, [config.label]),
     )
     labelled = config.label in splits.train
-    if labelled:
-        check_labels(splits, [config.label])
-    elif config.label == DEFAULT_LABEL:
+    if not labelled and config.label == DEFAULT_LABEL:
         logger.info("%s: no column %s, so every document was meant", data.name, config.label)
-    else:
+    elif not labelled:
         raise DataError(
             f"{data.name}: missing column {config.label}; leave --label out if all match"
         )

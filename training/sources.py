@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,11 +20,18 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv
 from tqdm import tqdm
+
+from handlers.schema import ID_AS_FLOAT, canonical_token
+
+logger = logging.getLogger(__name__)
 
 SPLIT_NAMES = ("train", "valid", "test")
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
+# Words for a missing number, such as NaN and NA.
+_NO_NUMBER = set(filter(None, pyarrow.csv.ConvertOptions().null_values))
 _HASHED_ROWS = 1 << 20  # rows whose tokens are in memory as objects at once
 
 Numbers = npt.NDArray[np.float32]
@@ -43,6 +51,10 @@ class Source(Protocol):
     @property
     def first_row(self) -> int:
         """The number that messages give its first row."""
+
+    @property
+    def ordered(self) -> bool:
+        """Whether its rows come in the same order each time."""
 
     def columns(self) -> list[str]:
         """Names of all columns."""
@@ -74,10 +86,12 @@ class DataSet:
     Attributes:
         name: For messages.
         tables: By split; a single one, without a name, when it is still to be cut.
+        extra_columns: Those that say nothing of which row it is: training did not read them.
     """
 
     name: str
     tables: Mapping[str, Table]
+    extra_columns: Sequence[str] = ()
 
     @property
     def table(self) -> Table:
@@ -92,13 +106,26 @@ class DataSet:
 
         Returns:
             64 hexadecimal digits.
+
+        Raises:
+            DataError: A source cannot be read.
         """
-        digests = [source.sha256() for source in self.table]
+        digests = []
+        for source in self.table:
+            try:
+                digests.append(source.sha256())
+            except OSError as error:
+                raise DataError(f"{source.name}: cannot be read: {error}") from error
         known = [digest for digest in digests if digest is not None]
         if len(known) < len(digests):
-            hashes = np.concatenate([row_hashes(frame) for frame in frames])
+            hashes = np.concatenate([self.row_hashes(frame) for frame in frames])
             return hashlib.sha256(np.sort(hashes).tobytes()).hexdigest()
         return known[0] if len(known) == 1 else hashlib.sha256("".join(known).encode()).hexdigest()
+
+    def row_hashes(self, frame: pd.DataFrame) -> npt.NDArray[np.uint64]:
+        """A hash of each row that was read of it, [rows], whatever extra columns were."""
+        own = [name for name in map(str, frame) if name not in self.extra_columns]
+        return row_hashes(frame[sorted(own)])
 
 
 @dataclass(frozen=True)
@@ -138,6 +165,12 @@ def read_table(
             they should be. All of it is told in one message, a line each; of the cells, the first
             wrong one of each column.
     """
+    if order_by is None and (stray := [source.name for source in table if not source.ordered]):
+        logger.warning(
+            "%s: its rows may come in another order each time, and another part of them is held "
+            "out then; name a --time-column, or order a --query by columns that tell rows apart",
+            stray[0],
+        )
     frame, problems = _read(table, numeric, categorical, optional, order_by)
     if problems:
         raise DataError("\n".join(problems))
@@ -151,7 +184,7 @@ def _read(
     optional: Sequence[str],
     order_by: str | None,
 ) -> tuple[pd.DataFrame, list[str]]:
-    """The frame of :func:`read_table`, and what is wrong with it: then it is of no use."""
+    """The frame of :func:`read_table`, of the columns that are right, and what is wrong."""
     named = dict.fromkeys([*numeric, *optional, *categorical])
     wanted: list[str] = []
     numbers: dict[str, list[Numbers]] = defaultdict(list)
@@ -184,22 +217,26 @@ def _read(
                         if name == order_by:
                             times.append(_texts(batch.column(name)))
                     bar.update(len(batch))
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, UnicodeError) as error:
                 raise DataError(f"{source.name}: cannot be read: {error}") from error
-    problems += wrong_cells.values()
     if not problems and not rows.total:
         problems.append(f"{table[0].name}: has no rows, only column names")
     if problems:
-        return pd.DataFrame(), problems
+        return pd.DataFrame(), [*problems, *wrong_cells.values()]
+    problems += wrong_cells.values()
     frame = pd.DataFrame(
         {
             name: _tokens(tokens.pop(name)) if name in tokens else np.concatenate(numbers.pop(name))
             for name in wanted
+            if name not in wrong_cells
         }
     )
     if order_by:
-        frame = frame.iloc[_time_order(_tokens(times), rows, order_by)].reset_index(drop=True)
-    return frame, []
+        order, wrong = _time_order(_tokens(times))
+        if wrong:
+            problems.append(f"{rows.cell(wrong[0], order_by)}: {wrong[1]}")
+        frame = frame.iloc[order].reset_index(drop=True)
+    return frame, problems
 
 
 def load_splits(
@@ -210,6 +247,7 @@ def load_splits(
     *,
     seed: int = 0,
     time_column: str | None = None,
+    check: Callable[[Splits], Iterable[str]] = lambda _: (),
 ) -> Splits:
     """Read a data set as train, valid and test split.
 
@@ -220,49 +258,57 @@ def load_splits(
         optional: As for `read_table`.
         seed: Seed of the shuffle before one table is cut.
         time_column: Numbers or ISO dates to sort one table by instead; the latest rows are the
-            test.
+            test. Without one, a seeded shuffle; where the rows of the table have no order, of
+            their contents, so that it is the same each time.
+        check: What else is wrong with the splits, of which columns with wrong cells are left out.
 
     Returns:
         The splits, each with the columns that `read_table` gives.
 
     Raises:
-        DataError: As `read_table`; or one table is too short to cut.
+        DataError: As `read_table`, with what ``check`` says; or one table is too short to cut.
     """
+    columns = numeric, categorical, optional
     if set(data.tables) == set(SPLIT_NAMES):
-        columns = numeric, categorical, optional, None
-        read = [_read(data.tables[split], *columns) for split in SPLIT_NAMES]
-        if problems := [problem for _, found in read for problem in found]:
-            raise DataError("\n".join(problems))
-        return Splits(*(frame for frame, _ in read))
+        read = [_read(data.tables[split], *columns, None) for split in SPLIT_NAMES]
+        problems = [problem for _, found in read for problem in found]
+        splits = Splits(*(frame for frame, _ in read))
+    else:
+        frame, problems = _read(data.table, *columns, time_column)
+        if len(frame) < 10:
+            short = f"{data.name}: expected 10 rows or more to cut 80/10/10, got {len(frame)}"
+            raise DataError("\n".join(problems or [short]))
+        if time_column is None:
+            if not all(source.ordered for source in data.table):
+                frame = frame.iloc[np.argsort(data.row_hashes(frame))]
+            frame = frame.sample(frac=1, random_state=seed).reset_index(drop=True)
+        first_valid, first_test = len(frame) * 8 // 10, len(frame) * 9 // 10
+        splits = Splits(frame[:first_valid], frame[first_valid:first_test], frame[first_test:])
+    if problems := [*problems, *check(splits)]:
+        raise DataError("\n".join(problems))
+    return splits
 
-    frame = read_table(data.table, numeric, categorical, optional, order_by=time_column)
-    if len(frame) < 10:
-        raise DataError(f"{data.name}: expected 10 rows or more to cut 80/10/10, got {len(frame)}")
-    if time_column is None:
-        frame = frame.sample(frac=1, random_state=seed).reset_index(drop=True)
-    first_valid, first_test = len(frame) * 8 // 10, len(frame) * 9 // 10
-    return Splits(frame[:first_valid], frame[first_valid:first_test], frame[first_test:])
 
-
-def check_labels(splits: Splits, binary: Sequence[str], nonnegative: Sequence[str] = ()) -> None:
-    """Refuse targets that no model could learn or be measured on.
+def label_problems(
+    splits: Splits, binary: Sequence[str], nonnegative: Sequence[str] = ()
+) -> list[str]:
+    """Find targets that no model could learn or be measured on.
 
     Args:
         splits: The data; every split is checked.
         binary: Targets of classification: 0 or 1, both present.
         nonnegative: Targets of regression: 0 or more, not all 0.
 
-    Raises:
-        DataError: Names each split and column that is wrong, and the first wrong value.
+    Returns:
+        Each split and column that is wrong, with the first wrong value; columns that are not there
+        are passed over.
     """
-    problems = [
+    return [
         f"{split} split, column {name}: {problem}"
         for split, frame in vars(splits).items()
         for name in (*binary, *nonnegative)
-        if (problem := _label_problem(frame[name], name in binary))
+        if name in frame and (problem := _label_problem(frame[name], name in binary))
     ]
-    if problems:
-        raise DataError("\n".join(problems))
 
 
 def _label_problem(target: pd.Series[float], binary: bool) -> str:
@@ -330,7 +376,7 @@ def _numbers(column: pa.Array) -> tuple[Numbers, tuple[int, str] | None]:
     except pa.ArrowInvalid:  # some text is no number, or has spaces around it
         text = column.to_pandas()
         values = pd.to_numeric(text, errors="coerce").to_numpy(np.float64)
-        junk = present & np.isnan(values) & ~text.str.strip().str.lower().eq("nan").to_numpy()
+        junk = present & np.isnan(values) & ~text.str.strip().isin(_NO_NUMBER).to_numpy()
     wrong = junk | (np.abs(values) > _FLOAT32_MAX)
     if not wrong.any():
         return values.astype(np.float32), None
@@ -343,28 +389,32 @@ def _numbers(column: pa.Array) -> tuple[Numbers, tuple[int, str] | None]:
 
 
 def _texts(column: pa.Array) -> pa.Array:
-    if pa.types.is_floating(column.type):
-        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
-    return column.cast(pa.large_string())
+    if not pa.types.is_floating(column.type):
+        return column.cast(pa.large_string())
+    column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column).dictionary_encode()
+    # Through text, so that a float32 says 0.1; but arrow says 1e+11 of an id.
+    floats = column.dictionary.cast(pa.string()).cast(pa.float64()).to_pylist()
+    return pa.array(map(canonical_token, floats), pa.large_string()).take(column.indices)
 
 
 def _tokens(parts: Sequence[pa.Array]) -> pd.Series[str]:
     tokens = pa.chunked_array(parts, pa.large_string())
-    # A column of integer ids with a missing cell is often stored as floats: 196.0 is the id 196.
     if pc.any(pc.ends_with(tokens, ".0")).as_py():
-        is_id = pc.match_substring_regex(tokens, r"^-?\d+(\.0)?$")
-        if pc.all(is_id).as_py():
-            tokens = pc.replace_substring_regex(tokens, r"\.0$", "")
+        # As handlers.schema.canonical_token does.
+        tokens = pc.replace_substring_regex(tokens, f"^{ID_AS_FLOAT}$", r"\1")
     series: pd.Series[str] = tokens.to_pandas()
     return series
 
 
-def _time_order(times: pd.Series[Any], rows: _RowNames, name: str) -> npt.NDArray[np.intp]:
+def _time_order(times: pd.Series[Any]) -> tuple[npt.NDArray[np.intp], tuple[int, str] | None]:
+    """The rows in the order of their times, and the first time that is none, with what is wrong."""
     values, expected = pd.to_numeric(times, errors="coerce"), "a number, as in the first row"
     if np.isnan(values[0]):
         values = pd.to_datetime(times, format="ISO8601", errors="coerce", utc=True)
         expected = "an ISO 8601 date"
+    wrong = None
     if values.hasnans:
         index = int(values.isna().argmax())
-        raise DataError(f'{rows.cell(index, name)}: expected {expected}, got "{times[index]}"')
-    return np.argsort(values.to_numpy(), kind="stable")
+        got = "an empty cell" if pd.isna(times[index]) else f'"{times[index]}"'
+        wrong = index, f"expected {expected}, got {got}"
+    return np.argsort(values.to_numpy(), kind="stable"), wrong
