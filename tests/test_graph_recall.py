@@ -59,7 +59,7 @@ def test_edge_lists_of_all_formats_hold_the_same_graph(tmp_path: Path) -> None:
     table.to_csv(tmp_path / "a.csv", index=False)
     table.to_csv(tmp_path / "a.csv.gz", index=False)
     table.to_parquet(tmp_path / "a.parquet")
-    text = "% weighted\n1 2\n1 3 2.5\n7  2 1\n"
+    text = "% weighted\n1 2\n1 3 2.5\n7.0  2 1\n"
     (tmp_path / "a.edgelist").write_text(text)
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text.encode()))
     paths = sorted(tmp_path.iterdir())

@@ -31,7 +31,7 @@ SPLIT_NAMES = ("train", "valid", "test")
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 # Words for a missing number, such as NaN and NA.
-_NO_NUMBER = set(filter(None, pyarrow.csv.ConvertOptions().null_values))
+_NO_NUMBER = {word.lower() for word in pyarrow.csv.ConvertOptions().null_values if word}
 _HASHED_ROWS = 1 << 20  # rows whose tokens are in memory as objects at once
 
 Numbers = npt.NDArray[np.float32]
@@ -376,7 +376,9 @@ def _numbers(column: pa.Array) -> tuple[Numbers, tuple[int, str] | None]:
     except pa.ArrowInvalid:  # some text is no number, or has spaces around it
         text = column.to_pandas()
         values = pd.to_numeric(text, errors="coerce").to_numpy(np.float64)
-        junk = present & np.isnan(values) & ~text.str.strip().isin(_NO_NUMBER).to_numpy()
+        junk = (
+            present & np.isnan(values) & ~text.str.strip().str.lower().isin(_NO_NUMBER).to_numpy()
+        )
     wrong = junk | (np.abs(values) > _FLOAT32_MAX)
     if not wrong.any():
         return values.astype(np.float32), None
