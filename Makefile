@@ -98,7 +98,7 @@ format: $(VENV)/.installed-dev ## Let ruff mend what it can
 	$(VENV)/bin/ruff format .
 
 soak: $(VENV)/.installed ## Serve under mixed load with switches and killed workers: MINUTES=30 [ENABLED_MODELS=xgb,dssm]
-	$(PY) -m bench.soak $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+	$(PY) -m bench.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ENABLED_MODELS),--models $(ENABLED_MODELS)) $(ARGS)
 
 bench: $(VENV)/.installed ## Measure requests/s and latency beside the alternatives
 	$(PY) -m bench.serving $(ARGS)

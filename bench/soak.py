@@ -61,6 +61,7 @@ LOST_WITHIN_S = 5.0
 WARM_UP_SHARE = 1 / 3
 MAX_GROWTH = 0.05
 LEAST_MINUTES = 5.0  # to tell growth from noise
+LEAST_MEMORY = 5  # readings that make a picture
 
 # Under which a route takes what the model also takes bare.
 WRAPPERS = {
@@ -367,7 +368,11 @@ def _kill(server: Server, model: str, record: Record) -> Event:
         told = requests.get(f"{server.management_url}/models/{model}", timeout=TIMEOUT_S).json()
         return list(told[0]["workers"])
 
-    victim = workers()[0]["pid"]
+    # A worker that is not READY may have the pid -1, which to kill() is everybody.
+    ready = [worker["pid"] for worker in workers() if worker["status"] == "READY"]
+    if not ready:
+        return Event(at_s, "kill", model, 0.0, "no worker was READY")
+    victim = ready[0]
     os.kill(victim, signal.SIGKILL)
     while record.now() - at_s < RECOVERY_TIMEOUT_S:
         time.sleep(0.2)
@@ -481,7 +486,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not 0 < config.minutes < math.inf or not 0 < config.requests_per_s < math.inf:
         logger.error("--minutes, --requests-per-s: expected numbers above 0")
         return 2
-    record = Record()
+    record, status = Record(), 0
     try:
         soak(config, record)
     except (
@@ -491,10 +496,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         RuntimeError,  # SoakError, and what the instance said when it did not start
     ) as error:
         logger.error("%s", error)
-        return 1
+        status = 1
     except KeyboardInterrupt:
         logger.warning("interrupted after %.0f s", record.now())
-        return 130
+        status = 130
+    if not record.calls or len(record.memory) < LEAST_MEMORY:
+        return status
     config.results.mkdir(parents=True, exist_ok=True)
     table, wrong = report(record)
     Console(width=80).print(table)
@@ -503,7 +510,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(picture)
     for problem in wrong:
         logger.error("%s", problem)
-    return 1 if wrong else 0
+    return status or int(bool(wrong))
 
 
 if __name__ == "__main__":

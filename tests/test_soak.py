@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from bench import soak
 from bench.soak import Call, Event, Record
 from tests.models import Example, item_tower, xgb
+from tests.serving import Server
 
 
 def test_a_short_soak_switches_and_kills_and_loses_nothing_else(
@@ -25,6 +28,40 @@ def test_a_short_soak_switches_and_kills_and_loses_nothing_else(
     assert re.search(r"versions switched +[1-9]", told)
     assert re.search(r"workers killed +[1-9]", told)
     assert (tmp_path / "soak.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("end", "status"), [(KeyboardInterrupt(), 130), (soak.SoakError("the instance ended"), 1)]
+)
+def test_a_soak_that_ends_early_tells_what_it_saw(
+    end: BaseException,
+    status: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def quiet_until_the_end(_: soak.Config, seen: Record) -> None:
+        vars(seen).update(vars(record()))
+        raise end
+
+    monkeypatch.setattr(soak, "soak", quiet_until_the_end)
+    assert soak.main(["--results", str(tmp_path)]) == status
+    assert re.search(r"requests +600", capsys.readouterr().out)
+    assert (tmp_path / "soak.png").exists()
+
+
+def test_a_worker_that_is_not_ready_is_not_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Told:
+        def json(self) -> object:
+            return [{"workers": [{"pid": -1, "status": "UNLOADING"}]}]
+
+    def kill(*_: object) -> None:
+        raise AssertionError("kill(-1) is everybody")
+
+    monkeypatch.setattr("requests.get", lambda *_, **__: Told())
+    monkeypatch.setattr("os.kill", kill)
+    server = cast(Server, SimpleNamespace(management_url="http://h"))
+    assert soak._kill(server, "xgb", record()).error == "no worker was READY"
 
 
 def record(**seen: object) -> Record:
