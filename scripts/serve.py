@@ -38,7 +38,6 @@ from scripts.torchserve import Management, ModelVersion
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 40.0
-STATUS_TIMEOUT_S = 10.0
 TRACEBACK_TIMEOUT_S = 6.0
 POLL_INTERVAL_S = 0.2
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -266,18 +265,9 @@ def status(settings: Settings) -> int:
         logger.info("the instance (pid %d) does not answer yet: %s", pid, error)
         return 1
     print(table(settings, models))
-    for mismatch in index_mismatches(settings):
+    for mismatch in sidecar.index_mismatches(settings):
         logger.warning("%s", mismatch)
     return 0 if models and all(model.ready for model in models) else 1
-
-
-def index_mismatches(settings: Settings) -> list[str]:
-    """What the sidecar says of towers that do not match the item index; nothing if it is silent."""
-    try:
-        answer = requests.get(f"{settings.sidecar_url}/health", timeout=STATUS_TIMEOUT_S)
-        return list(answer.json().get("index", []))
-    except (requests.RequestException, ValueError):
-        return []
 
 
 def stop(settings: Settings) -> int:

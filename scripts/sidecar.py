@@ -46,10 +46,22 @@ def launch(settings: Settings, models: Sequence[str]) -> Child:
 
 def healthy(settings: Settings) -> bool:
     """Whether the sidecar answers and can reach TorchServe."""
-    with suppress(requests.RequestException), requests.Session() as session:
-        session.trust_env = False  # no proxy on the way to the loopback
-        return session.get(f"{settings.sidecar_url}/ping", timeout=REQUEST_TIMEOUT_S).ok
+    with suppress(requests.RequestException):
+        return _get(settings, "/ping").ok
     return False
+
+
+def index_mismatches(settings: Settings) -> list[str]:
+    """What the sidecar says of towers that do not match the item index; nothing if it is silent."""
+    with suppress(requests.RequestException, ValueError):
+        return list(_get(settings, "/health").json().get("index", []))
+    return []
+
+
+def _get(settings: Settings, path: str) -> requests.Response:
+    with requests.Session() as session:
+        session.trust_env = False  # no proxy on the way to the loopback
+        return session.get(f"{settings.sidecar_url}{path}", timeout=REQUEST_TIMEOUT_S)
 
 
 def drain(sidecar: Child) -> None:

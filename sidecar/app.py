@@ -8,7 +8,6 @@ import os
 import re
 import secrets
 import sys
-import time
 from collections.abc import (
     AsyncIterator,
     Callable,
@@ -95,9 +94,7 @@ class State:
         torchserve: Open while the app runs.
         metrics: Of this sidecar.
         reloading: Held by the reload that is under way.
-        comparing: Held while towers are compared with the item index.
-        compare_at: When they are compared again, on the monotonic clock.
-        index_mismatches: What the last comparison found.
+        index_mismatches: What the last comparison of towers with the item index found; None before.
         versions: Default version of each enabled model, as TorchServe told at most
             VERSIONS_INTERVAL_S ago.
     """
@@ -112,9 +109,7 @@ class State:
         )
         self.metrics = Metrics()
         self.reloading = asyncio.Lock()
-        self.comparing = asyncio.Lock()
-        self.compare_at = 0.0
-        self.index_mismatches: list[str] = []
+        self.index_mismatches: list[str] | None = None
         self.versions: dict[str, str] = {}
 
 
@@ -201,24 +196,9 @@ async def health(shared: Shared) -> Response:
     """Whether each enabled model has all its workers, and what does not match its item index."""
     versions = await _default_versions(shared, shared.settings.models)
     unready = {m: v for m, v in versions.items() if v is None or not v.ready}
-    if unready or not shared.settings.index_uri:
+    if unready or shared.index_mismatches is None:
         return _healthy(unready)
-    return OrjsonResponse({"status": "Healthy", "index": await _index_mismatches(shared)})
-
-
-async def _index_mismatches(shared: State) -> list[str]:
-    """Compared anew when the last comparison is old: a probe should not cost a database call."""
-    async with shared.comparing:
-        if time.monotonic() > shared.compare_at:
-            signatures = await asyncio.gather(
-                *map(shared.torchserve.signature, shared.settings.models)
-            )
-            shared.index_mismatches = await asyncio.to_thread(
-                vectors.mismatches, shared.settings.index_uri, vectors.towers(signatures)
-            )
-            shared.metrics.index_mismatches.set(len(shared.index_mismatches))
-            shared.compare_at = time.monotonic() + COMPARE_INTERVAL_S
-        return shared.index_mismatches
+    return OrjsonResponse({"status": "Healthy", "index": shared.index_mismatches})
 
 
 async def _default_versions(shared: State, models: Sequence[str]) -> dict[str, ModelVersion | None]:
@@ -367,6 +347,23 @@ async def _follow_versions(shared: State) -> None:
         await asyncio.sleep(VERSIONS_INTERVAL_S)
 
 
+async def _follow_index(shared: State) -> None:
+    """Keep what does not match: a probe does not wait for a database."""
+    settings = shared.settings
+    while settings.index_uri:
+        wait_s = VERSIONS_INTERVAL_S
+        with suppress(TorchServeError):
+            versions = await _default_versions(shared, settings.models)
+            if all(version is not None and version.ready for version in versions.values()):
+                told = await asyncio.gather(*map(shared.torchserve.signature, settings.models))
+                shared.index_mismatches = await asyncio.to_thread(
+                    vectors.mismatches, settings.index_uri, vectors.towers(told)
+                )
+                shared.metrics.index_mismatches.set(len(shared.index_mismatches))
+                wait_s = COMPARE_INTERVAL_S
+        await asyncio.sleep(wait_s)
+
+
 def _is_probe(scope: MutableMapping[str, Any]) -> bool:
     return scope.get("path") in PROBES
 
@@ -378,11 +375,14 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with shared.torchserve:
-            following = asyncio.create_task(_follow_versions(shared))
+            following = [
+                asyncio.create_task(follow(shared)) for follow in (_follow_versions, _follow_index)
+            ]
             try:
                 yield
             finally:
-                following.cancel()
+                for task in following:
+                    task.cancel()
 
     app = FastAPIOffline(  # /docs without a CDN
         title="recmar sidecar",

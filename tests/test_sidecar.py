@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -558,3 +559,15 @@ def test_generated_requests_get_what_the_openapi_promises(server: Server) -> Non
 def test_senseless_setting_is_refused(env: dict[str, str], complaint: str) -> None:
     with pytest.raises(SettingsError, match=complaint):
         Settings.from_env(env)
+
+
+def test_an_index_that_does_not_answer_keeps_no_probe_waiting(
+    server: Server, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with another_sidecar(server, tmp_path, INDEX_URI=uri) as sidecar:
+            silent.settimeout(START_TIMEOUT_S)
+            with silent.accept()[0]:  # it compares
+                answer = requests.get(f"{sidecar.url}/health", timeout=2)
+            assert answer.json() == {"status": "Healthy"}
