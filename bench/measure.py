@@ -15,7 +15,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from bench.load import Load, load
-from tests.models import numbers
+from tests.serving import numbers
 
 CONNECTIONS = (1, 32, 128)
 COMPARED = 32  # connections at which the targets are set

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from handlers.signature import Signature, sha256
 from scripts.instance import free_ports
@@ -178,3 +179,23 @@ def make_archive(
         archive.writestr("signature.json", json.dumps(signature.to_json()))
         archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
     return mar
+
+
+def numbers(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every number of a JSON value with its path, to compare ``dict(numbers(a)) == close(b)``.
+
+    A text is a part of its path.
+    """
+    items: Iterable[tuple[Any, Any]]
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    elif isinstance(value, str):
+        yield f"{path}={value}", 0  # pytest.approx takes only numbers
+        return
+    else:
+        yield path, value
+        return
+    for key, item in items:
+        yield from numbers(item, f"{path}[{key}]")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import requests
 
-from tests.models import Example, close, examples, model_names, module, numbers
-from tests.serving import Server
+from tests.models import Example, close, examples, model_names, module
+from tests.serving import Server, numbers
 
 FLUSH_TIMEOUT_S = 10.0
 

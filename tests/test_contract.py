@@ -21,7 +21,8 @@ from archive import catalog
 from handlers.base import CHUNK_ROWS, RecHandler
 from handlers.feature_rows import FeatureRowsHandler
 from handlers.schema import FeatureCounts
-from tests.models import Example, close, load_handler, model_names, numbers, predict, request
+from tests.models import Example, close, load_handler, model_names, predict, request
+from tests.serving import numbers
 
 BAD_BODIES = [
     (400, b"not JSON"),

@@ -18,7 +18,8 @@ from handlers.decoding import RequestDecoder
 from handlers.errors import RequestError
 from handlers.schema import Feature, FeatureCounts, FeatureSchema
 from handlers.telemetry import MAX_UNKNOWN_LABELS, OTHER, Telemetry
-from tests.models import Example, load_handler, module, numbers
+from tests.models import Example, load_handler, module
+from tests.serving import numbers
 
 SCHEMA = FeatureSchema(
     [

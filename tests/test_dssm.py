@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from handlers.token_bags import TokenBags, buckets, ragged, words
-from tests.models import Example, close, load_handler, numbers, predict, request, train
+from tests.models import Example, close, load_handler, predict, request, train
 from tests.models.dssm import FEATURES, TEXTS
+from tests.serving import numbers
 from training import artifacts, metrics
 from training.retrieval import expected_ranks, retrieval_report
 from training.worlds_search import QUERY_COLUMNS, feature_searches, text_searches

@@ -17,9 +17,9 @@ import pytest
 import requests
 
 from tests.conftest import register
-from tests.models import Example, close, examples, model_names, module, numbers
+from tests.models import Example, close, examples, model_names, module
 from tests.models.rankers import impression_rows
-from tests.serving import Server, make_archive
+from tests.serving import Server, make_archive, numbers
 
 RECOVERY_TIMEOUT_S = 30.0
 CALLERS = 32

@@ -7,7 +7,7 @@ Such a file defines ``EXAMPLES``, of which the first is served as the model's de
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +17,7 @@ import orjson
 import pytest
 
 from archive import catalog
+from tests.serving import numbers
 
 if TYPE_CHECKING:
     from handlers.base import RecHandler
@@ -115,26 +116,6 @@ def predict(handler: RecHandler, data: Any) -> Any:
     [(status, body)], _ = handler.answer([request(data)])
     assert status == 200, body
     return orjson.loads(body)["predictions"]
-
-
-def numbers(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every number of a JSON value with its path, to compare ``dict(numbers(a)) == close(b)``.
-
-    A text is a part of its path.
-    """
-    items: Iterable[tuple[Any, Any]]
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, list):
-        items = enumerate(value)
-    elif isinstance(value, str):
-        yield f"{path}={value}", 0  # pytest.approx takes only numbers
-        return
-    else:
-        yield path, value
-        return
-    for key, item in items:
-        yield from numbers(item, f"{path}[{key}]")
 
 
 def close(value: Any) -> Any:
