@@ -7,8 +7,11 @@
 #   --s3-bucket B       the registry's bucket
 #   --skip-eval         register without judging
 #   --skip-register     stop after judging
-#   --deploy            deploy what was registered
-#   --service-url URL   management API of a host to deploy to, once for each host
+#   --deploy            deploy what was registered, its item vectors to INDEX_URI first
+#   --service-url URL   management API of a host to deploy to, once for each host, in the same
+#   --inference-url URL order where callers reach it,
+#   --model-store DIR   where its model store is seen here, and
+#   --key-file FILE     a copy of its tokens
 #
 # A model that fails does not stop the others. Exit status: 0 all is well, 1 a model failed or was
 # refused, 2 a wrong option, 130 interrupted.
@@ -25,7 +28,7 @@ usage_error() {
 # Those that share another's training run are registered and deployed with it.
 models=$(grep -L '^  artifacts:' archive/*/model-config.yaml | xargs -n1 dirname | xargs -n1 basename)
 skip_eval='' skip_register='' deploying=''
-data=() place=() hosts=()
+data=() place=() services=() inference=() stores=() keys=()
 while (($#)); do
   case $1 in
     --skip-eval) skip_eval=1 ;;
@@ -39,13 +42,16 @@ while (($#)); do
       shift
       break
       ;;
-    --models | --data-path | --s3-bucket | --service-url)
+    --models | --data-path | --s3-bucket | --service-url | --inference-url | --model-store | --key-file)
       (($# > 1)) || usage_error "$1 needs a value"
       case $1 in
         --models) models=${2//,/ } ;;
         --data-path) data=(--data-path "$2") ;;
         --s3-bucket) place=(--s3-bucket "$2") ;;
-        --service-url) hosts+=("$2") ;;
+        --service-url) services+=("$2") ;;
+        --inference-url) inference+=("$2") ;;
+        --model-store) stores+=("$2") ;;
+        --key-file) keys+=("$2") ;;
       esac
       shift
       ;;
@@ -54,6 +60,11 @@ while (($#)); do
   shift
 done
 [[ -z $deploying || -z $skip_register ]] || usage_error "--deploy takes archives from the registry"
+[[ -n ${models// /} ]] || usage_error "--models names none"
+hosts=(
+  ${services[0]+--service-url "${services[@]}"} ${inference[0]+--inference-url "${inference[@]}"}
+  ${stores[0]+--model-store "${stores[@]}"} ${keys[0]+--key-file "${keys[@]}"}
+)
 for model in $models; do
   [[ -f archive/$model/model-config.yaml ]] ||
     usage_error "no model $model; there are $(cd archive && echo */model-config.yaml | sed 's|/[^ ]*||g')"
@@ -119,23 +130,27 @@ chain() {
     "${place[@]}" >"$registered" || return
   cat "$registered"
   [[ -n $deploying ]] || return
+  if [[ -n ${INDEX_URI:-} ]] && grep -q '^  index:' "archive/$model/model-config.yaml"; then
+    attempt index "$py" -m scripts.index_items --model "$model" --version "$version" \
+      --uri "$INDEX_URI" || return
+  fi
   while read -r -u 3 name _; do
     attempt deploy "$py" -m scripts.deploy --model "$name" --version "$version" \
-      "${place[@]}" ${hosts[0]+--service-url "${hosts[@]}"} || return
+      "${place[@]}" "${hosts[@]}" || return
   done 3<"$registered"
 }
 
 version=$(date -u +%Y%m%d%H%M%S)
-row='%-13s %-15s %-11s %-11s %-11s %s\n'
+row='%-13s %-15s %-8s %-8s %-9s %-7s %s\n'
 # shellcheck disable=SC2059 # the format is ours
-summary=$(printf "$row" model version train gate register deploy)
+summary=$(printf "$row" model version train gate register index deploy)
 for model in $models; do
   [[ -z $interrupted ]] || break
-  results=([train]=- [gate]=- [register]=- [deploy]=-)
+  results=([train]=- [gate]=- [register]=- [index]=- [deploy]=-)
   chain "$@"
   # shellcheck disable=SC2059
   summary+=$'\n'$(printf "$row" "$model" "$version" "${results[train]}" "${results[gate]}" \
-    "${results[register]}" "${results[deploy]}")
+    "${results[register]}" "${results[index]}" "${results[deploy]}")
 done
 printf '\n%s\n' "$summary"
 [[ -z $interrupted ]] || exit 130

@@ -16,7 +16,7 @@ from scripts.registry import Registry
 from tests.models import Example, module
 from tests.serving import ROOT
 
-STEPS = ("train", "gate", "register", "deploy")
+STEPS = ("train", "gate", "register", "index", "deploy")
 
 
 @pytest.fixture
@@ -76,8 +76,8 @@ def test_model_that_fails_does_not_stop_the_others(
     out, err = run.communicate()
     assert run.returncode == 1
     assert summary(out) == {
-        "xgb": ["failed", "-", "-", "-"],  # has no data in that folder
-        "item2vec": ["ok", "ok", "ok", "failed"],  # no server is running
+        "xgb": ["failed", "-", "-", "-", "-"],  # has no data in that folder
+        "item2vec": ["ok", "ok", "ok", "-", "failed"],  # no server is running
     }, err
     assert [entry.model for entry, _ in Registry(checkout / "registry").listing()] == ["item2vec"]
 
@@ -87,24 +87,29 @@ def test_steps_follow_each_other_and_refused_models_go_no_further(
 ) -> None:
     statuses = {"*evaluate*mmoe*": 1, "*evaluate*xgb*": 2, "*deploy*deepfm*": 1}
     env = stand_in("\n".join(f"{call}) exit {status} ;;" for call, status in statuses.items()))
+    env["INDEX_URI"] = "http://milvus:19530"
     hosts = ["--service-url", "http://a:8081", "--service-url", "http://b:8081"]
+    hosts += ["--inference-url", "http://a:8080", "--inference-url", "http://b:8080"]
+    hosts += ["--model-store", "/a b", "--model-store", "/c", "--key-file", "k"]
     flags = ["--models", "mmoe,xgb,deepfm,two_tower", "--deploy", *hosts, "--s3-bucket", "b"]
     run = chain(checkout, env, *flags)
     out, err = run.communicate()
     assert run.returncode == 1
     assert summary(out) == {
-        "mmoe": ["ok", "refused", "-", "-"],
-        "xgb": ["ok", "failed", "-", "-"],
-        "deepfm": ["ok", "ok", "ok", "failed"],
-        "two_tower": ["ok", "ok", "ok", "ok"],
+        "mmoe": ["ok", "refused", "-", "-", "-"],
+        "xgb": ["ok", "failed", "-", "-", "-"],
+        "deepfm": ["ok", "ok", "ok", "-", "failed"],
+        "two_tower": ["ok", "ok", "ok", "ok", "ok"],
     }, err
     version = out.splitlines()[-1].split()[1]
     told = f"--version {version} --s3-bucket b"
-    urls = "--service-url http://a:8081 http://b:8081"
-    assert (tmp_path / "calls").read_text().splitlines()[-5:] == [
+    urls = "--service-url http://a:8081 http://b:8081 --inference-url http://a:8080 http://b:8080"
+    urls += " --model-store /a b /c --key-file k"
+    assert (tmp_path / "calls").read_text().splitlines()[-6:] == [
         f"-m scripts.train --model two_tower --version {version}",
         f"-m scripts.evaluate --model two_tower {told}",
         f"-m scripts.register_model --model two_tower {told}",
+        f"-m scripts.index_items --model two_tower --version {version} --uri {env['INDEX_URI']}",
         f"-m scripts.deploy --model item_tower {told} {urls}",
         f"-m scripts.deploy --model two_tower {told} {urls}",
     ]
@@ -118,7 +123,7 @@ def test_steps_can_be_skipped_and_all_training_runs_are_the_default(
     assert run.returncode == 0, err
     models = sorted({path.stem for path in (ROOT / "tests" / "models").glob("[a-z]*.py")})
     runs = set(models) - {"rankers", "user_tower", "item_tower"}
-    assert summary(out) == {run: ["ok", "skipped", "skipped", "-"] for run in runs}
+    assert summary(out) == {run: ["ok", "skipped", "skipped", "-", "-"] for run in runs}
     calls = (tmp_path / "calls").read_text().splitlines()
     assert len(calls) == len(runs)
     assert all(call.endswith(" --seed 7") for call in calls)
@@ -138,8 +143,8 @@ def test_interruption_ends_the_step_and_tells_how_far_it_came(
     out, _ = run.communicate()
     assert run.returncode == 130
     assert summary(out) == {
-        "deepfm": ["ok", "ok", "ok", "-"],
-        "xgb": ["interrupted", "-", "-", "-"],
+        "deepfm": ["ok", "ok", "ok", "-", "-"],
+        "xgb": ["interrupted", "-", "-", "-", "-"],
     }
     assert (tmp_path / "calls").read_text().endswith("stopped\n")
 
@@ -149,6 +154,7 @@ def test_interruption_ends_the_step_and_tells_how_far_it_came(
     [
         (["--modles", "xgb"], "unknown option --modles"),
         (["--models"], "--models needs a value"),
+        (["--models", ""], "--models names none"),
         (["--models", "xbg"], "no model xbg; there are deepfm dssm "),
         (["--deploy", "--skip-register"], "--deploy takes archives from the registry"),
     ],
