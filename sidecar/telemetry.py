@@ -39,7 +39,7 @@ class Metrics:
         latency_s: By route.
         reloads: By model and outcome.
         ready_workers: By model and version.
-        index_mismatches: As /health lists them; counted when it is asked and an index is set.
+        index_mismatches: As /health lists them; 0 without an index.
     """
 
     def __init__(self) -> None:

@@ -50,7 +50,7 @@ def mismatches(uri: str, served: Iterable[Tower]) -> list[str]:
         return ["INDEX_URI is set, and pymilvus is not installed; run: make index"]
     try:
         client = MilvusClient(uri, token=os.environ.get("MILVUS_TOKEN", ""))
-    except (MilvusException, OSError) as error:
+    except (MilvusException, OSError, ValueError) as error:  # the last for a port of letters
         return [f"INDEX_URI={uri}: cannot be reached: {error}"]
     found = []
     try:

@@ -127,6 +127,12 @@ def test_a_tower_of_another_space_than_the_live_index_is_named(tmp_path: Path) -
     ]
 
 
+@pytest.mark.parametrize("uri", ["http://milvus:port", "nowhere/live", "tcp:/milvus"])
+def test_an_index_uri_that_makes_no_sense_is_told(uri: str) -> None:
+    [told] = vectors.mismatches(uri, [])
+    assert told.startswith(f"INDEX_URI={uri}: cannot be reached: ")
+
+
 def test_only_archives_with_a_space_and_a_collection_are_towers() -> None:
     ranker = {"model_name": "xgb", "model_version": "v1", "space_id": None, "collection": None}
     tower = ranker | {"model_name": "dssm", "space_id": "s", "collection": "dssm_docs"}
