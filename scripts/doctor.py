@@ -256,6 +256,8 @@ def leftovers(patient: Patient) -> Iterator[Finding]:
     stale += filter(_old, patient.artifacts_dir.glob("*/.writing-*"))
     stale += filter(_old, settings.model_store.glob(".*.part"))
     stale += filter(_old, settings.model_store.glob(".deploying"))
+    for name in patient.models:  # what deploy stages
+        stale += filter(_old, settings.model_store.glob(f"{name}-*.mar"))
     for path in sorted(stale):
         yield Finding(f"{path}: left by a run that was killed", f"rm -r {path}", fatal=False)
 

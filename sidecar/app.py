@@ -36,10 +36,9 @@ from sidecar import bodies, vectors
 from sidecar.rollout import Rollout, RolloutError, changing, roll_out, sample_request
 from sidecar.settings import Settings, SettingsError
 from sidecar.telemetry import LOG_CONFIG, Metrics, Telemetry
-from sidecar.torchserve import ModelVersion, TorchServe, TorchServeError
+from sidecar.torchserve import MAX_BODY_BYTES, ModelVersion, TorchServe, TorchServeError
 
 PAGE = Path(__file__).with_name("page.html")
-MAX_BODY_BYTES = 8 << 20  # as TorchServe's max_request_size
 DRAIN_TIMEOUT_S = 10
 COMPARE_INTERVAL_S = 30
 VERSIONS_INTERVAL_S = 5

@@ -95,14 +95,11 @@ async def roll_out(torchserve: TorchServe, mar: Path) -> Rollout:
     Args:
         torchserve: Serves from the folder that the archive is in.
         mar: ``<model>.mar``.
-
-    Raises:
-        TorchServeError: If TorchServe does not say what it serves.
     """
-    model = mar.stem
-    old = await torchserve.default_version(model)
-    before = None if old is None else old.version
+    model, before = mar.stem, None
     try:
+        old = await torchserve.default_version(model)
+        before = None if old is None else old.version
         new = (await asyncio.to_thread(verify_archive, mar)).model_version
         if new == before:
             return Rollout(before, new)

@@ -544,6 +544,7 @@ ALERTS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         {'up{job="recmar",instance="a"}': always(0)},
         {'up{job="recmar",instance="a"}': always(1)},
     ),
+    "RecmarGone": ({}, {'up{job="recmar",instance="a"}': always(1)}),
     "RecmarServerErrors": (
         {'Requests5XX{job="recmar"}': per_minute(2), 'Requests2XX{job="recmar"}': per_minute(98)},
         {'Requests5XX{job="recmar"}': per_minute(1), 'Requests2XX{job="recmar"}': per_minute(199)},

@@ -154,7 +154,8 @@ def test_leftovers_of_killed_runs(root: Path, patient: Patient) -> None:
     killed = root / "t" / "recmar-8080"
     killed.mkdir()
     (killed / "pid").write_text("1")
-    old = [root / "t" / "recmar-bench-x", root / "artifacts" / "first" / ".writing-x"]
+    staged = patient.settings.model_store / "first-v2.mar"  # by a deploy
+    old = [root / "t" / "recmar-bench-x", root / "artifacts" / "first" / ".writing-x", staged]
     for folder in old:
         folder.mkdir()
         os.utime(folder, (0, 0))

@@ -29,7 +29,9 @@ from hypothesis import given, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from scripts.instance import free_ports
+from sidecar.rollout import Rollout, roll_out
 from sidecar.settings import Settings, SettingsError
+from sidecar.torchserve import TorchServe
 from tests.conftest import lacking
 from tests.serving import ROOT, Server, make_archive, running_server
 
@@ -293,6 +295,20 @@ def test_form_is_told_to_send_a_content_type(server: Server) -> None:
 def test_body_beyond_8_mb_gets_413(server: Server) -> None:
     response = post(f"{server.sidecar_url}/recall", b" " * (8 << 20) + b"{}")
     assert response.status_code == 413
+    rows = b",".join([b'{"item_ctr":1e5}'] * 480_000)  # TorchServe would be sent 100000.0
+    response = post(f"{server.sidecar_url}/predict", b'{"data":[%b]}' % rows)
+    assert response.status_code == 413
+
+
+def test_reload_without_torchserve_tells_of_each_model() -> None:
+    async def down() -> Rollout:
+        url = f"http://127.0.0.1:{free_ports(1)[0]}"
+        async with TorchServe(url, url, None, 1.0) as torchserve:
+            return await roll_out(torchserve, Path("xgb.mar"))
+
+    rollout = asyncio.run(down())
+    assert (rollout.old, rollout.new, rollout.outcome) == (None, None, "failed")
+    assert "TorchServe is unreachable" in str(rollout.error)
 
 
 def test_unknown_route_and_method_get_a_detail(server: Server) -> None:
