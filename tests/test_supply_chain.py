@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from importlib import metadata
@@ -62,3 +64,25 @@ def test_the_image_has_all_that_pyproject_asks_for() -> None:
     wanted = [*project["dependencies"], *project["optional-dependencies"]["otel"]]
     missing = set(needed(wanted, set())) - pins(SHIPPED.read_text()).keys()
     assert missing == set(), "run: make lock"
+
+
+def test_commands_that_need_no_extra_import_nothing_of_one() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    plain = set(needed(project["dependencies"], set()))
+    absent = [
+        module
+        for module, owners in metadata.packages_distributions().items()
+        if not plain & set(map(canonicalize_name, owners)) and not (ROOT / module).exists()
+    ]
+    recipes = re.findall(
+        r"^[\w-]+: \$\(VENV\)/\.installed .*\n((?:\t.*\n)+)",
+        (ROOT / "Makefile").read_text(),
+        re.MULTILINE,
+    )
+    commands = re.findall(r"-m ([\w.]+)", "".join(recipes))
+    assert {"scripts.serve", "bench.serving", "bench.soak"} <= set(commands)
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent})); import {', '.join(commands)}"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
