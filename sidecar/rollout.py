@@ -33,7 +33,7 @@ class Rollout:
     """What became of one model.
 
     Attributes:
-        old: The version that served before; None if there was none.
+        old: The version that served before; None if there was none, or TorchServe did not say.
         new: The version that serves now; as ``old`` if there is nothing new, or it failed.
         error: Why it failed.
     """

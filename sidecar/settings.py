@@ -61,7 +61,8 @@ class Settings:
             key_file=Path(key_file) if key_file else None,
             model_store=model_store,
             models=tuple(filter(None, models))
-            or tuple(sorted(mar.stem for mar in model_store.glob("*.mar"))),
+            # A deploy stages <model>-<version>.mar, and leaves it there when it is killed.
+            or tuple(sorted(m.stem for m in model_store.glob("*.mar") if "-" not in m.stem)),
             timeout_s=_seconds(env.get("SIDECAR_TIMEOUT_S") or "10"),
             index_uri=env.get("INDEX_URI", ""),
             reload_api_key=env.get("RELOAD_API_KEY", ""),

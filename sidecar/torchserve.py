@@ -21,8 +21,8 @@ OK = 200
 NOT_FOUND = 404
 # More callers than these wait for a connection instead of filling TorchServe's queues.
 MAX_CONNECTIONS = 256
-# The types of error by which our handlers tell a caller what is wrong with the request.
 MAX_BODY_BYTES = 8 << 20  # as TorchServe's max_request_size
+# The types of error by which our handlers tell a caller what is wrong with the request.
 CALLERS_FAULT = ("InvalidRequest", "TooManyRows")
 REQUEST_ID = "X-Request-ID"
 
@@ -131,7 +131,9 @@ class TorchServe:
         except orjson.JSONEncodeError as error:  # it parsed, so only its depth can be wrong
             raise TorchServeError(400, f"body: expected less nesting, got: {error}") from error
         if len(body) > MAX_BODY_BYTES:  # as the caller wrote it, it may have been shorter
-            raise TorchServeError(413, f"body: expected at most {MAX_BODY_BYTES} bytes; split it")
+            raise TorchServeError(
+                413, f"body: expected at most {MAX_BODY_BYTES} bytes, got {len(body)}; split it"
+            )
         status, answer = await self.send(model, body)
         if status == OK:
             predictions: list[Any] = orjson.loads(answer)["predictions"]

@@ -272,6 +272,16 @@ def test_pods_can_write_to_volumes_only_and_have_no_privilege(kustomization: str
 
 
 @pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
+def test_what_drift_is_measured_against_outlasts_the_training_job(kustomization: str) -> None:
+    pod = pods(kustomization)["CronJob"]
+    [train] = pod["containers"]
+    [name] = [m["name"] for m in train["volumeMounts"] if m["mountPath"] == "/app/artifacts"]
+    [volume] = [volume for volume in pod["volumes"] if volume["name"] == name]
+    claim = manifest(kustomization, "PersistentVolumeClaim")
+    assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+
+
+@pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
 def test_there_is_time_to_start_and_to_drain(kustomization: str) -> None:
     pod = pods(kustomization)["Deployment"]
     [serving] = pod["containers"]

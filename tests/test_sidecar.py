@@ -28,6 +28,8 @@ import schemathesis
 from hypothesis import given, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+import scripts.sidecar
+from scripts import instance
 from scripts.instance import free_ports
 from sidecar.rollout import Rollout, roll_out
 from sidecar.settings import Settings, SettingsError
@@ -575,6 +577,25 @@ def test_generated_requests_get_what_the_openapi_promises(server: Server) -> Non
 def test_senseless_setting_is_refused(env: dict[str, str], complaint: str) -> None:
     with pytest.raises(SettingsError, match=complaint):
         Settings.from_env(env)
+
+
+def test_archive_that_a_killed_deploy_left_is_no_model(tmp_path: Path) -> None:
+    for name in ("xgb", "xgb-20261120093000", "two_tower"):
+        (tmp_path / f"{name}.mar").touch()
+    assert Settings.from_env({"SIDECAR_MODEL_STORE": str(tmp_path)}).models == ("two_tower", "xgb")
+
+
+def test_status_tells_what_the_sidecar_says_of_the_index_past_a_proxy(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with another_sidecar(server, tmp_path, INDEX_URI="nowhere") as sidecar:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_ports(1)[0]}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        asked = instance.Settings.from_env({"SIDECAR_PORT": sidecar.url.rpartition(":")[2]})
+        wait_until(lambda: bool(scripts.sidecar.index_mismatches(asked)), 10)
+        [told] = scripts.sidecar.index_mismatches(asked)
+        assert told.startswith("INDEX_URI=nowhere: cannot be reached")
 
 
 def test_an_index_that_does_not_answer_keeps_no_probe_waiting(
