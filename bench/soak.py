@@ -61,7 +61,6 @@ LOST_WITHIN_S = 5.0
 WARM_UP_SHARE = 1 / 3
 MAX_GROWTH = 0.05
 LEAST_MINUTES = 5.0  # to tell growth from noise
-LEAST_MEMORY = 5  # readings that make a picture
 
 # Under which a route takes what the model also takes bare.
 WRAPPERS = {
@@ -466,14 +465,15 @@ def report(record: Record) -> tuple[Table, list[str]]:
         ("p50, p99 in ms, second half", record.calls[half:]),
     ):
         table.add_row(name, f"{percentile(calls, 50):.1f}, {percentile(calls, 99):.1f}")
-    megabytes, grown = sum(record.memory[-1][1].values()) / 2**20, record.growth()
+    megabytes = sum(record.memory[-1][1].values()) / 2**20
     judged = record.memory[-1][0] / 60 >= LEAST_MINUTES
+    grown = record.growth() if judged else math.nan
     told = f"{grown:+.1%}" if judged else f"not judged below {LEAST_MINUTES:g} minutes"
     table.add_row("memory at the end", f"{megabytes:,.0f} MB")
     table.add_row("memory's growth after the warm-up", told)
     wrong = [f"{event.kind} {event.model}: {event.error}" for event in record.events if event.error]
     wrong += [error for error, _ in Counter(str(call.error) for call in others).most_common(5)]
-    if judged and grown > MAX_GROWTH:
+    if grown > MAX_GROWTH:
         wrong.append(f"memory: expected growth of at most {MAX_GROWTH:.0%}, got {grown:.1%}")
     return table, wrong
 
@@ -494,13 +494,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         ArchiveError,
         catalog.UnknownModelError,
         RuntimeError,  # SoakError, and what the instance said when it did not start
+        requests.RequestException,  # it ended while a worker was killed
     ) as error:
         logger.error("%s", error)
         status = 1
     except KeyboardInterrupt:
         logger.warning("interrupted after %.0f s", record.now())
         status = 130
-    if not record.calls or len(record.memory) < LEAST_MEMORY:
+    if not record.calls or not record.memory:
         return status
     config.results.mkdir(parents=True, exist_ok=True)
     table, wrong = report(record)

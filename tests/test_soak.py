@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+import requests
 
 from bench import soak
 from bench.soak import Call, Event, Record
@@ -31,7 +32,12 @@ def test_a_short_soak_switches_and_kills_and_loses_nothing_else(
 
 
 @pytest.mark.parametrize(
-    ("end", "status"), [(KeyboardInterrupt(), 130), (soak.SoakError("the instance ended"), 1)]
+    ("end", "status"),
+    [
+        (KeyboardInterrupt(), 130),
+        (soak.SoakError("the instance ended"), 1),
+        (requests.ConnectionError("refused"), 1),
+    ],
 )
 def test_a_soak_that_ends_early_tells_what_it_saw(
     end: BaseException,
@@ -41,7 +47,7 @@ def test_a_soak_that_ends_early_tells_what_it_saw(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def quiet_until_the_end(_: soak.Config, seen: Record) -> None:
-        vars(seen).update(vars(record()))
+        vars(seen).update(vars(record(memory=[(0.0, {"Java": 100 << 20})])))
         raise end
 
     monkeypatch.setattr(soak, "soak", quiet_until_the_end)
