@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -31,12 +30,13 @@ from handlers import logs
 from handlers.errors import ArchiveError
 from handlers.signature import first_difference, verify_archive
 from scripts.instance import ServeError, Settings
-from scripts.registry import CHALLENGER, PREVIOUS, Registry, RegistryConfig, RegistryError
+from scripts.registry import CHALLENGER, CHAMPION, PREVIOUS, Registry, RegistryConfig, RegistryError
 from scripts.replay import TOP_K, Distance, Golden, Replay, RequestsError, read_requests, replay
 from sidecar.rollout import RolloutError, changing, drain, loaded, retire
 from sidecar.torchserve import TorchServe, TorchServeError
 
 PROBE_INTERVAL_S = 0.1
+SCRATCH = ".deploying"  # a folder in each store
 
 logger = logging.getLogger(__name__)
 
@@ -154,8 +154,15 @@ async def deploy(config: Config) -> None:
         RolloutError: If another deploy or reload is under way.
         TorchServeError: If a host does not answer at the start.
     """
-    if not 0 <= config.watch_s < math.inf:
-        raise DeployError(f"--watch-s {config.watch_s}: expected seconds, 0 or more")
+    for flag, value, most, expected in (
+        ("--watch-s", config.watch_s, sys.float_info.max, "0 or more"),
+        ("--max-p99-ms", config.max_p99_ms, sys.float_info.max, "0 or more"),
+        ("--max-error-share", config.max_error_share, 1.0, "0 to 1"),
+    ):
+        if not 0 <= value <= most:
+            raise DeployError(f"{flag} {value}: expected a number, {expected}")
+    if config.rollback and config.version != CHALLENGER:
+        raise DeployError(f"--rollback: expected no --version, got {config.version}")
     hosts = find_hosts(config)
     bodies = read_requests(config.requests) if config.requests else None
     registry = config.open_registry()
@@ -168,14 +175,15 @@ async def deploy(config: Config) -> None:
             stack.enter_context(changing(store))
         for host in hosts:
             await stack.enter_async_context(host.torchserve)
-        previous = registry.aliases(model).get(PREVIOUS)
-        olds = [await _old_version(host, model, version, previous) for host in hosts]
+        aliases = registry.aliases(model)
+        olds = [await _old_version(host, model, version, aliases) for host in hosts]
         try:
             for store in stores:
                 stack.enter_context(_staged(registry, model, version, store))
-            await _take_over(config, hosts, olds, version, bodies)
-            if not config.shadow:
-                _commit(config, registry, stores, version)
+            async with AsyncExitStack() as undo:
+                await _take_over(config, hosts, olds, version, bodies, undo)
+                if not config.shadow:
+                    _commit(config, registry, stores, version)
         except BaseException:  # Ctrl-C too
             for host in hosts:
                 with suppress(TorchServeError):
@@ -195,14 +203,21 @@ async def deploy(config: Config) -> None:
                     logger.warning("%s: drain: %s", host, error)
 
 
-async def _old_version(host: Host, model: str, version: str, previous: str | None) -> str | None:
+async def _old_version(
+    host: Host, model: str, version: str, aliases: Mapping[str, str]
+) -> str | None:
     """What serves at a host, or did before a deploy of this version that was killed.
 
-    Killed before its end, that deploy left the one that it was to replace in the store; killed
-    while it drained that one, as the registry's previous champion.
+    Killed before its end, that deploy left the one that it was to replace in the store or as the
+    champion; killed while it drained that one, as the registry's previous champion.
     """
     served = [known.version for known in await host.torchserve.versions(model)]
-    candidates = (*served[:1], _stored_version(host.store, model), previous)
+    candidates = (
+        *served[:1],
+        _stored_version(host.store, model),
+        aliases.get(CHAMPION),
+        aliases.get(PREVIOUS),
+    )
     return next((old for old in candidates if old in served and old != version), None)
 
 
@@ -217,7 +232,7 @@ def _stored_version(store: Path, model: str) -> str | None:
 def _staged(registry: Registry, model: str, version: str, store: Path) -> Iterator[None]:
     """The archive in a store, as ``<model>-<version>.mar``, while the block runs."""
     # TorchServe takes archives from the store itself only; a part must not lie there as one.
-    scratch = store / ".deploying"
+    scratch = store / SCRATCH
     mar = _versioned(store, model, version)
     try:
         logger.info("%s: fetch %s %s", store, model, version)
@@ -241,33 +256,33 @@ async def _take_over(
     olds: Sequence[str | None],
     version: str,
     bodies: Sequence[bytes] | None,
+    undo: AsyncExitStack,
 ) -> None:
-    """Let a version become every host's default; if it fails at one, none keeps it."""
+    """Let a version become every host's default; what leads back is left to ``undo``."""
     model = config.model
-    async with AsyncExitStack() as undo:
-        for host, old in zip(hosts, olds, strict=True):
-            torchserve, mar = host.torchserve, _versioned(host.store, model, version)
-            golden = Golden.read(mar)
-            requests = bodies or golden.requests
-            known = await torchserve.version(model, version)
-            with _step(host, "load"):
-                await undo.enter_async_context(loaded(torchserve, model, version, mar))
-            with _step(host, "golden rows"):
-                await _replay_golden_rows(torchserve, model, version, golden)
-            with _step(host, "replay"):
-                versions = [version] if old is None else [old, version]
-                done = await replay(torchserve, model, versions, requests)
-                _report(host, config, verify_archive(mar).output["type"], versions, done)
-                _check(config, done)
-            if config.shadow:
-                if known is None:
-                    await torchserve.unregister(model, version)
-                continue
-            with _step(host, "switch"):
-                await undo.enter_async_context(_switched(torchserve, model, old, version))
-            with _step(host, "watch"):
-                answers = zip(requests, done[-1].predictions, strict=True)
-                await _watch(host, config, [body for body, got in answers if got is not None])
+    for host, old in zip(hosts, olds, strict=True):
+        torchserve, mar = host.torchserve, _versioned(host.store, model, version)
+        golden = Golden.read(mar)
+        requests = bodies or golden.requests
+        known = await torchserve.version(model, version)
+        with _step(host, "load"):
+            await undo.enter_async_context(loaded(torchserve, model, version, mar))
+        with _step(host, "golden rows"):
+            await _replay_golden_rows(torchserve, model, version, golden)
+        with _step(host, "replay"):
+            versions = [version] if old is None else [old, version]
+            done = await replay(torchserve, model, versions, requests)
+            _report(host, config, verify_archive(mar).output["type"], versions, done)
+            _check(config, done)
+        if config.shadow:
+            if known is None:
+                await torchserve.unregister(model, version)
+            continue
+        with _step(host, "switch"):
+            await undo.enter_async_context(_switched(torchserve, model, old, version))
+        with _step(host, "watch"):
+            answers = zip(requests, done[-1].predictions, strict=True)
+            await _watch(host, config, [body for body, got in answers if got is not None])
 
 
 @contextmanager
@@ -375,19 +390,38 @@ def _commit(config: Config, registry: Registry, stores: Sequence[Path], version:
             if old not in {e.version for e, _ in registry.listing() if e.model == model}:
                 registry.register(model, old, old_mar)
             registry.promote(model, old)
-        for store in stores:
-            os.replace(_versioned(store, model, version), store / f"{model}.mar")
-        registry.rollback(model) if config.rollback else registry.promote(model, version)
+        with ExitStack() as undo:
+            for store in stores:
+                undo.enter_context(_replaced(store, model, version))
+            registry.rollback(model) if config.rollback else registry.promote(model, version)
     except (OSError, RegistryError) as error:
         raise DeployError(f"commit: {error}") from error
+
+
+@contextmanager
+def _replaced(store: Path, model: str, version: str) -> Iterator[None]:
+    """Let a store's next start serve a version; if the block fails, what it did before."""
+    mar, before = store / f"{model}.mar", store / SCRATCH / f"{model}.mar"
+    if mar.exists():
+        shutil.copyfile(mar, before)
+    os.replace(_versioned(store, model, version), mar)
+    try:
+        yield
+    except BaseException:
+        if before.exists():
+            os.replace(before, mar)
+        else:
+            mar.unlink()
+        raise
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
     config = tyro.cli(Config, prog="python -m scripts.deploy", args=argv)
     logs.to_stderr()
-    # A supervisor's SIGTERM goes back as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # A supervisor's SIGTERM and a connection that is lost go back as Ctrl-C does.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         asyncio.run(deploy(config))
     except (

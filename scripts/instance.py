@@ -210,10 +210,10 @@ def claim(folder: Path) -> Iterator[None]:
                 f"{folder}: an instance is running (pid {owner(folder)}); "
                 "run make stop, or choose other ports"
             ) from None
-        _empty(folder)
-        pid_file.truncate(0)
+        pid_file.truncate(0)  # first: until then it names the one before
         pid_file.write(str(os.getpid()))
         pid_file.flush()
+        _empty(folder)
         try:
             yield
         finally:
@@ -239,5 +239,6 @@ def owner(folder: Path) -> int | None:
         try:
             fcntl.flock(pid_file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return int(pid_file.read())
+            pid = pid_file.read()
+            return int(pid) if pid else None  # it has just begun
     return None

@@ -24,6 +24,7 @@ from archive import catalog, package
 from handlers import logs
 from handlers.errors import ArchiveError
 from scripts.registry import CHALLENGER, CHAMPION, RegistryConfig, RegistryError
+from sidecar.rollout import RolloutError, changing
 from training import artifacts
 
 logger = logging.getLogger(__name__)
@@ -172,9 +173,11 @@ class Pull(RegistryConfig):
                 f"{self.s3_bucket or self.registry} has no champion; "
                 "run: python -m scripts.register_model promote --model <model>"
             )
-        for name in names:
-            entry = registry.entry(name, CHAMPION)
-            print(f"{registry.fetch(name, entry.version, self.store)} {entry.version}")
+        self.store.mkdir(parents=True, exist_ok=True)
+        with changing(self.store):
+            for name in names:
+                entry = registry.entry(name, CHAMPION)
+                print(f"{registry.fetch(name, entry.version, self.store)} {entry.version}")
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -202,6 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.run()
     except (
         RegistryError,
+        RolloutError,  # somebody deploys
         artifacts.ArtifactError,
         ArchiveError,
         catalog.UnknownModelError,

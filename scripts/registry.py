@@ -269,14 +269,20 @@ class Registry:
 
     def rollback(self, model: str) -> str:
         """Make the previous champion the champion again; returns its version."""
-
-        def rollback(document: _Document) -> str:
-            known = document.model(model)
-            previous = known.find(model, PREVIOUS).version
-            known.champions.pop()
-            return previous
-
         with self._locked():
+            known = self._read().model(model)
+            previous, leaving = known.find(model, PREVIOUS).version, known.champions[-1]
+
+            def rollback(document: _Document) -> str:
+                champions = document.model(model).champions
+                if champions[-1] == leaving:  # or a write whose answer was lost has done it
+                    champions.pop()
+                if champions[-1] != previous:
+                    raise RegistryError(
+                        f"{model}: {champions[-1]} was promoted just now; look again"
+                    )
+                return previous
+
             return self._update(rollback)
 
     def prune(self, model: str, keep: int) -> list[Entry]:
@@ -290,9 +296,15 @@ class Registry:
 
         Returns:
             The entries that are gone.
+
+        Raises:
+            RegistryError: If the registry has no such model.
         """
 
         def prune(document: _Document) -> tuple[list[Entry], set[str]]:
+            if model not in document.models:  # "" and ".." are folders too
+                there = ", ".join(document.models) or "none"
+                raise RegistryError(f"the registry has no model {model!r}; it has {there}")
             known = document.model(model)
             newest = list(known.versions)[max(0, len(known.versions) - keep) :]
             kept = {*newest, *known.aliases().values()}

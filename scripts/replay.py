@@ -148,7 +148,7 @@ class Distance:
 
     @classmethod
     def between(cls, old: Replay, new: Replay, output: str) -> Distance:
-        """Compare the requests that both answered.
+        """Compare what both answered, of several tasks those that both have.
 
         Args:
             old: Of one version.
@@ -165,7 +165,8 @@ class Distance:
             several = [(list(chain(*(a for a, _ in pairs))), list(chain(*(b for _, b in pairs))))]
         differences, overlaps, taus = [], [], []
         for before, after in several:
-            for a, b in zip(_rankings(before), _rankings(after), strict=True):
+            rankings, others = dict(_rankings(before)), dict(_rankings(after))
+            for a, b in ((rankings[name], others[name]) for name in rankings if name in others):
                 common = sorted(a.keys() & b.keys(), key=str)
                 scores = np.array([[a[key], b[key]] for key in common]).reshape(-1, 2)
                 differences += np.abs(scores[:, 0] - scores[:, 1]).tolist()
@@ -188,21 +189,21 @@ def _rows(predictions: list[Any], output: str) -> list[Any]:
     return [predictions] if flat else predictions
 
 
-def _rankings(rows: list[Any]) -> Iterator[Ranking]:
-    """What the rows rank: each other, or each its own items."""
+def _rankings(rows: list[Any]) -> Iterator[tuple[Hashable, Ranking]]:
+    """What the rows rank, by name: each other, or each its own items."""
     if not rows:
         return
     first = rows[0]
     if isinstance(first, list):
-        yield {i: float(np.dot(row, first)) for i, row in enumerate(rows[1:])}
+        yield "vectors", {i: float(np.dot(row, first)) for i, row in enumerate(rows[1:])}
     elif not isinstance(first, dict):
-        yield dict(enumerate(rows))
+        yield "numbers", dict(enumerate(rows))
     elif "item_ids" in first:
-        for row in rows:
-            yield dict(zip(row["item_ids"], row["scores"], strict=True))
+        for i, row in enumerate(rows):
+            yield i, dict(zip(row["item_ids"], row["scores"], strict=True))
     else:
         for task in first:
-            yield {i: row[task] for i, row in enumerate(rows)}
+            yield task, {i: row[task] for i, row in enumerate(rows)}
 
 
 def _top(ranking: Ranking, k: int) -> set[Hashable]:

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ import requests
 from bench.load import calling
 from handlers.signature import verify_archive
 from scripts import deploy
-from scripts.registry import Registry
+from scripts.registry import Registry, RegistryError
 from scripts.replay import Distance, Replay, RequestsError, read_requests
 from sidecar import rollout
 from tests.serving import ROOT, Server, make_archive, running_server
@@ -323,6 +324,32 @@ def test_after_a_kill_the_next_start_serves_the_old_version_and_the_same_command
     assert world.deployed() == deployed("v2", previous="v1")
 
 
+def test_after_a_kill_in_the_commit_the_same_command_finishes(world: World, tmp_path: Path) -> None:
+    with watching(world) as process:
+        process.kill()
+    shutil.copyfile(tmp_path / "v2" / f"{MODEL}.mar", world.store / f"{MODEL}.mar")
+    assert world.deploy("--version", "v2") == 0
+    assert world.deployed() == deployed("v2", previous="v1")
+
+
+def test_a_commit_that_fails_goes_back(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = world.deployed()
+    promote = Registry.promote
+
+    def fail(registry: Registry, model: str, version: str) -> str:
+        if version == "v2":
+            assert verify_archive(world.store / f"{MODEL}.mar").model_version == "v2"
+            raise RegistryError("the bucket is gone")
+        return promote(registry, model, version)
+
+    monkeypatch.setattr(Registry, "promote", fail)
+    assert world.deploy("--version", "v2") == 1
+    assert "commit: the bucket is gone" in capsys.readouterr().err
+    assert world.deployed() == before
+
+
 def test_two_hosts_switch_together_or_not_at_all(
     world: World,
     tmp_path: Path,
@@ -377,6 +404,12 @@ def test_two_hosts_switch_together_or_not_at_all(
             (0.0, 0.0, 1.0, 1.0),
         ),
         ("object", [[{"a": 1.0}, {"a": 2.0}]], [[{"a": 4.0}, {"a": 2.0}]], (1.5, 3.0, 0.0, -1.0)),
+        (  # other tasks
+            "object",
+            [[{"a": 1.0, "b": 0.0}, {"a": 2.0, "b": 1.0}]],
+            [[{"c": 0.0, "a": 4.0}, {"c": 1.0, "a": 2.0}]],
+            (1.5, 3.0, 0.0, -1.0),
+        ),
         (
             "object",
             [[{"item_ids": ["x", "y"], "scores": [2.0, 1.0]}]],
@@ -400,7 +433,10 @@ def test_the_distance_of_two_versions(
         (["--requests", "nowhere.jsonl"], "nowhere.jsonl: No such file"),
         (["--service-url", "host:8081"], "host:8081: expected a URL such as http://host:8081"),
         (["--service-url", "http://127.0.0.1:9"], "TorchServe is unreachable"),
-        (["--watch-s", "nan"], "--watch-s nan: expected seconds, 0 or more"),
+        (["--watch-s", "nan"], "--watch-s nan: expected a number, 0 or more"),
+        (["--max-p99-ms", "nan"], "--max-p99-ms nan: expected a number, 0 or more"),
+        (["--max-error-share", "2"], "--max-error-share 2.0: expected a number, 0 to 1"),
+        (["--rollback"], "--rollback: expected no --version, got v2"),
         (["--service-url", "http://a:1", "http://a:2"], "--inference-url: expected a URL"),
     ],
 )

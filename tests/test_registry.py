@@ -22,6 +22,7 @@ from handlers.signature import sha256
 from scripts import register_model
 from scripts import registry as registry_module
 from scripts.registry import Bucket, Registry, RegistryError
+from sidecar.rollout import changing
 from tests.models import Example, module
 from tests.serving import make_archive
 from training import artifacts
@@ -205,6 +206,66 @@ def test_pruning_spares_whatever_has_an_alias(
     assert registry.prune("m", 3) == []
     assert run(registry.folder, "prune", "--model", "m", "--keep", "-1") == 1
     assert "--keep -1: expected 0 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("with_bucket", [False, True])
+@pytest.mark.parametrize("model", ["", ".", "..", "registry.json", "n"])
+def test_prune_of_no_model_of_the_registry_removes_nothing(
+    tmp_path: Path, mars: dict[str, Path], bucket: str, model: str, with_bucket: bool
+) -> None:
+    registry = Registry(tmp_path / "registry", bucket if with_bucket else None)
+    registry.register("m", "v1", mars["v1"])
+    before = files(tmp_path), bucket_files(bucket)
+    with pytest.raises(RegistryError, match=r"the registry has no model .*; it has m$"):
+        registry.prune(model, 1)
+    assert (files(tmp_path), bucket_files(bucket)) == before
+
+
+@pytest.mark.parametrize("promoted_meanwhile", [False, True])
+def test_rollback_that_is_written_twice_goes_one_version_back(
+    tmp_path: Path,
+    mars: dict[str, Path],
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+    promoted_meanwhile: bool,
+) -> None:
+    registry = Registry(tmp_path / "here", bucket)
+    for version in ("v1", "v2", "v3", "v4"):
+        registry.register("m", version, mars[version])
+        if version != "v4":
+            registry.promote("m", version)
+    write = Bucket.write
+
+    def lose_the_answer(self: Bucket, document: Any, etag: str | None) -> bool:
+        monkeypatch.setattr(Bucket, "write", write)
+        if promoted_meanwhile:
+            Registry(tmp_path / "there", bucket).promote("m", "v4")
+        else:
+            assert write(self, document, etag)
+        return False
+
+    monkeypatch.setattr(Bucket, "write", lose_the_answer)
+    if promoted_meanwhile:
+        with pytest.raises(RegistryError, match="v4 was promoted just now"):
+            registry.rollback("m")
+    else:
+        assert registry.rollback("m") == "v2"
+    champion = "v4" if promoted_meanwhile else "v2"
+    assert registry.aliases("m")["champion"] == champion
+
+
+def test_pull_leaves_a_store_alone_that_a_deploy_changes(
+    tmp_path: Path, registry: Registry, mars: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry.register("m", "v1", mars["v1"])
+    registry.promote("m", "v1")
+    store = tmp_path / "store"
+    store.mkdir()
+    with changing(store):
+        assert run(registry.folder, "pull", "--store", str(store)) == 1
+    assert "another deploy or reload is under way" in capsys.readouterr().err
+    assert list(store.iterdir()) == []
+    assert run(registry.folder, "pull", "--store", str(store)) == 0
 
 
 def perform(folder: Path, action: str, mar: Path, bucket: str | None = None) -> None:
