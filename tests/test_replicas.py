@@ -29,6 +29,7 @@ from tests.serving import ROOT, Server, make_archive, running_server
 MODEL = "replicated"
 SCORES = {"v1": 1, "v2": 2}
 CONNECTIONS = 16
+BODY = {"data": [{"padding": "x" * 20_000}]}  # more than HAProxy's usual buffer
 HAPROXY = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
 START_TIMEOUT_S = 20.0
 
@@ -97,7 +98,7 @@ def load(url: str) -> Iterator[Load]:
     async def call(session: aiohttp.ClientSession) -> None:
         started = time.monotonic()
         try:
-            async with session.post(f"{url}/predictions/{MODEL}", json={"data": [{}]}) as answer:
+            async with session.post(f"{url}/predictions/{MODEL}", json=BODY) as answer:
                 answer.raise_for_status()
                 got = json.loads(await answer.read())
             seen.n_answers[got["predictions"][0], got["instance"]] += 1
