@@ -51,15 +51,16 @@ def tables(
 
     features = Table("feature", "kind", "default", "training range", "", box=box.SIMPLE_HEAD)
     for feature in signature.features:
-        bounds = feature["train_range"]
-        note = f"{feature['vocabulary_size']} tokens" if feature["kind"] == "category" else ""
-        if feature["product_of"]:
-            note = "or " + " x ".join(feature["product_of"])
-        default = "learned" if feature["default"] is None else f"{feature['default']:g}"
-        if feature["kind"] == "category":
-            default = ""
+        # Only a number has all of it, and what is no feature of a schema just a name.
+        kind, default, bounds = map(feature.get, ("kind", "default", "train_range"))
+        note = f"{feature['vocabulary_size']} tokens" if kind == "category" else ""
+        if factors := feature.get("product_of"):
+            note = "or " + " x ".join(factors)
+        shown = ""
+        if kind == "number":
+            shown = "learned" if default is None else f"{default:g}"
         limits = f"{bounds[0]:g} .. {bounds[1]:g}" if bounds else ""
-        features.add_row(feature["name"], feature["kind"], default, limits, note)
+        features.add_row(feature["name"], kind, shown, limits, note)
     yield features
 
     yield metric_table(metrics)

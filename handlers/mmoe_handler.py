@@ -25,8 +25,8 @@ class MMoEHandler(FeatureRowsHandler):
         network = load_network(MMoE, model_dir / WEIGHTS_FILE, self.device)
         example = torch.zeros(2, self.schema.n_columns, device=self.device)
         self.expected = traced(lambda matrix: network.expected(matrix), example)
-        tasks = self.meta["tasks"]
-        self.row_template = b"{%b}" % b",".join(orjson.dumps(t["name"]) + b":%b" for t in tasks)
+        keys = [orjson.dumps(task["name"]).replace(b"%", b"%%") for task in self.meta["tasks"]]
+        self.row_template = b"{%b}" % b",".join(key + b":%b" for key in keys)
 
     @torch.inference_mode()
     def score(self, matrix: Matrix) -> Scores:

@@ -103,8 +103,17 @@ def index(client: MilvusClient, target: catalog.Index, items: ItemVectors, batch
 
     Returns:
         The name of the collection.
+
+    Raises:
+        ArtifactError: If an id is longer than a collection takes.
     """
     name = f"{target.collection}_{items.space_id}"
+    longest = max(items.ids, key=lambda i: len(i.encode()))
+    if len(longest.encode()) > MAX_ID_BYTES:
+        raise artifacts.ArtifactError(
+            f"an item is called {longest[:40]}...: expected at most {MAX_ID_BYTES} bytes; "
+            "train with a column of short ids (dssm: --doc-id)"
+        )
     if not client.has_collection(name):
         _create(client, name, target.metric, items)
     # Upserts of the last batch may have been counted or not; sending it again changes nothing.
@@ -155,7 +164,9 @@ def export(items: ItemVectors, path: Path, batch_size: int) -> None:
     if path.suffix == ".npy":
         with part.open("wb") as array:  # a path would get .npy at its end
             np.save(array, items.vectors, allow_pickle=False)
-        artifacts.write_json(path.with_suffix(".ids.json"), items.ids)
+        ids_part = path.with_name(f".{path.stem}.ids.json.part")
+        artifacts.write_json(ids_part, items.ids)
+        ids_part.replace(path.with_suffix(".ids.json"))
         part.replace(path)
         return
     bar = tqdm(
@@ -188,6 +199,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
     config = tyro.cli(Config, args=argv)
     logs.to_stderr(logging.WARNING)
+    if config.batch_size < 1:
+        logger.error("--batch-size %d: expected 1 or more", config.batch_size)
+        return 2
     try:
         names = config.model.split(",") if config.model else catalog.model_names()
         models = [catalog.get(name) for name in names]

@@ -19,7 +19,10 @@ logger = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status, 0 only if every model was trained."""
-    parser = argparse.ArgumentParser(description="Train models, all of them by default.")
+    # A script's flag such as --mode is no abbreviation of --model.
+    parser = argparse.ArgumentParser(
+        description="Train models, all of them by default.", allow_abbrev=False
+    )
     parser.add_argument("--model", default="", help="names separated by commas")
     logs.to_stderr()
     args, flags = parser.parse_known_args(argv)

@@ -308,6 +308,17 @@ def test_unknown_model_lists_those_there_are(
     assert "no model 'deepfn'; there are deepfm, " in capsys.readouterr().err
 
 
+def test_describe_shows_every_kind_of_model(
+    example: Example,
+    archive_file: Callable[[Example], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copy(archive_file(example), tmp_path / f"{example.model}.mar")
+    assert describe.main(["--model", example.model, "--store", str(tmp_path)]) == 0
+    assert example.version in capsys.readouterr().out
+
+
 def test_describe_prints_signature_metrics_and_contents(
     mar: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

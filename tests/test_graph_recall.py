@@ -359,7 +359,6 @@ def test_same_edges_and_seed_give_the_same_vectors(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--p", "0"], "error: --p 0.0: expected 0.01 to 100"),
         (["--walk-length", "1"], "error: --walk-length 1: expected 2 or more"),
         (["--test-share", "1"], "error: --test-share 1.0: expected 0.001 to 0.999"),
         (["--edges", "nowhere.csv"], "error: nowhere.csv: no such file"),

@@ -13,6 +13,7 @@ from archive import catalog
 from scripts import index_items
 from scripts.index_items import ItemVectors
 from sidecar import vectors
+from training.artifacts import ArtifactError
 from training.item_vectors import IDS_FILE, VECTORS_FILE
 
 TARGET = catalog.Index("item_embeddings", "IP")
@@ -51,6 +52,14 @@ def test_a_new_space_takes_the_alias_over_and_leaves_the_old_collection(
     described = client.describe_collection(TARGET.collection)
     assert described["properties"]["space_id"] == "second"
     assert client.has_collection("item_embeddings_first")
+
+
+def test_an_id_that_is_too_long_is_told_before_anything_is_made(client: MilvusClient) -> None:
+    items = make_items("first")
+    items.ids[-1] = "ü" * 300
+    with pytest.raises(ArtifactError, match=r"expected at most 512 bytes; .* --doc-id"):
+        index_items.index(client, TARGET, items, batch_size=100)
+    assert client.list_collections() == []
 
 
 def test_a_run_that_breaks_leaves_the_alias_and_the_next_one_goes_on(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -13,11 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from archive import catalog
 from handlers.tree_inputs import SCALER_FILE
 from handlers.xgb_handler import XgbHandler
-from tests.models import Example, load_handler, module, predict, train
+from tests.models import Example, load_handler, module, predict, train, training_script
 from tests.serving import ROOT
-from training import artifacts, train_xgb
+from training import artifacts, runs, train_xgb
 from training.synthetic import impressions
 
 FAST = {
@@ -214,6 +217,10 @@ def test_bad_file_is_told_before_training_starts(
         (["--features", "item_ctr,label"], "label: is both a feature and a target"),
         (["--data-path", "nowhere.csv"], "nowhere.csv: no such file"),
         (["--data-path", "pyproject.toml"], "expected a file ending in .csv, .csv.gz, .parquet"),
+        (["--features", "item_ctr,item_ctr"], "expected each column once, got item_ctr again"),
+        (["--features", ""], "features: expected the name of a column or more"),
+        (["--group", "user,item"], "user,item"),
+        (["--artifacts-dir", "pyproject.toml/x"], "expected a folder that can be written to"),
     ],
 )
 def test_senseless_flag_is_an_error_without_a_traceback(
@@ -228,6 +235,63 @@ def test_senseless_flag_is_an_error_without_a_traceback(
     places = ["--data-path", str(path), "--artifacts-dir", str(tmp_path / "artifacts")]
     assert train("deepfm", *places, *flags) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "flags", "message"),
+    [
+        ("deepfm", ["--epochs", "0"], "--epochs 0: expected 1 or more"),
+        ("xgb", ["--epochs", "0"], "--epochs 0: expected 1 or more"),
+        ("item2vec", ["--epochs", "0"], "--epochs 0: expected 1 or more"),
+        ("graph_recall", ["--p", "0"], "--p 0.0: expected 0.01 to 100"),
+        ("mmoe", ["--batch-size", "0"], "--batch-size 0: expected 1 or more"),
+        ("mmoe", ["--task-weights", "1", "-1"], "--task-weights 1.0 -1.0: expected 0 or more"),
+        ("xgb", ["--subsample", "2"], "--subsample 2.0: expected 0.001 to 1"),
+        ("two_tower", ["--lr", "-1"], "--lr -1.0: expected 1e-09 to 1"),
+        ("two_tower", ["--user-layers"], "--user-layers: expected a number or more, got none"),
+        ("dssm", ["--layers", "64", "0"], "--layers 64 0: expected 1 or more"),
+        ("dssm", ["--seed", "-1"], "--seed -1: expected 0 to 4.29497e+09"),
+        ("youtube_dnn", ["--valid-share", "0"], "--valid-share 0.0: expected 0.001 to 0.999"),
+        ("youtube_dnn", ["--dropout", "nan"], "--dropout nan: expected 0 to 0.999"),
+    ],
+)
+def test_number_that_cannot_work_is_told_before_anything_is_read(
+    model: str, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(model, *flags) == 1
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_every_number_among_the_flags_has_its_limits() -> None:
+    for model in catalog.model_names():
+        for flag in dataclasses.fields(training_script(model).Config):
+            if flag.name != "num_workers" and re.match(r"int|float|tuple\[(int|float)", str(flag.type)):
+                assert flag.name in runs.LIMITS, model
+
+
+@pytest.mark.parametrize("group", ["item", "user_age"])
+def test_group_may_be_any_column_and_tell_nothing(
+    tmp_path: Path, data: pd.DataFrame, group: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data["item"] = range(len(data))  # no list has both a click and none
+    path = tmp_path / "table.csv"
+    data.to_csv(path, index=False)
+    places = ["--data-path", str(path), "--artifacts-dir", str(tmp_path / "artifacts")]
+    assert train("xgb", *places, "--version", "v1", "--group", group, "--epochs", "5") == 0
+    folder = tmp_path / "artifacts" / "xgb" / "v1"
+    metrics = json.loads((folder / "metrics.json").read_text())["test"]["xgb"]
+    assert ("gauc" in metrics) == (group == "user_age")
+    load_handler("xgb", folder).replay_golden_rows(folder / "golden.json")
+
+
+def test_task_may_have_any_name(tmp_path: Path, data: pd.DataFrame) -> None:
+    path = tmp_path / "table.csv"
+    data.to_csv(path, index=False)
+    places = ["--data-path", str(path), "--artifacts-dir", str(tmp_path / "artifacts")]
+    flags = ["--tasks", "c%d,%b,%", "--epochs", "1", "--version", "v1", "--no-single-task"]
+    assert train("mmoe", *places, *flags) == 0
+    folder = tmp_path / "artifacts" / "mmoe" / "v1"
+    load_handler("mmoe", folder).replay_golden_rows(folder / "golden.json")
 
 
 def test_first_target_of_mmoe_must_be_a_label(

@@ -1,5 +1,7 @@
 """From data frames to a feature schema and its matrix."""
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -8,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from handlers.schema import Feature, FeatureSchema, Matrix
+from training.sources import DataError
 
 Column = npt.NDArray[np.float32]
 
@@ -28,6 +31,7 @@ CROSSES = {
 MIN_TOKEN_COUNT = 2
 MAX_VOCABULARY = 1_000_000
 HASH_BUCKETS = 1 << 20
+_JSON_KEY = re.compile(r'[^"\\\x00-\x1f]+')  # as the decoder of requests takes it
 # What is encoded at once; a large table's float64 values and token objects would fill the memory.
 ENCODED_ROWS = 1 << 18
 
@@ -50,7 +54,19 @@ def fit_schema(
     Returns:
         The schema. A number that training saw missing has the default None: the model learns what
         to make of it. One that never was has 0.
+
+    Raises:
+        DataError: If a name comes twice or cannot stand in a request, or there is none.
     """
+    if not features:
+        raise DataError("features: expected the name of a column or more, got none")
+    if repeated := [name for name, n in Counter(features).items() if n > 1]:
+        raise DataError(f"features: expected each column once, got {', '.join(repeated)} again")
+    if odd := [name for name in features if not _JSON_KEY.fullmatch(name)]:
+        raise DataError(
+            f"features: expected names without quotes, backslashes and control characters, got "
+            f"{', '.join(map(repr, odd))}; rename the columns"
+        )
     crosses = computable_crosses(features)
     drafts = []
     for name in features:

@@ -30,8 +30,8 @@ def ranking_report(labels: Array, probs: Array, groups: Array | None = None) -> 
         "ece": ece(labels, probs),
         "calibration_ratio": calibration_ratio(labels, probs),
     }
-    if groups is not None:
-        report["gauc"] = gauc(labels, probs, groups)
+    if groups is not None and not np.isnan(of_groups := gauc(labels, probs, groups)):
+        report["gauc"] = of_groups
     return report
 
 

@@ -119,7 +119,7 @@ def load(config: RankerConfig, targets: Sequence[str], columns: Sequence[str] = 
     data = config.data(DEFAULT_DATA)
     crosses = computable_crosses(features)
     numeric = [name for name in features if name not in {*categorical, *crosses}]
-    further = [name for name in columns if name not in {*features, *targets}]
+    further = [name for name in (*columns, config.group) if name not in {"", *features, *targets}]
 
     def check(splits: Splits) -> list[str]:
         train = splits.train
@@ -129,7 +129,7 @@ def load(config: RankerConfig, targets: Sequence[str], columns: Sequence[str] = 
     splits = load_splits(
         data,
         [*numeric, *targets],
-        [*categorical, *names(config.group), *further],
+        [*categorical, *further],
         crosses,
         seed=config.seed,
         time_column=config.time_column or None,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -17,6 +19,27 @@ from training.fit import EngineConfig, TrainingError
 from training.sources import DataError, DataSet
 
 INTERRUPTED = 130
+SHARE = (0.001, 0.999)
+AT_LEAST_1 = (1, math.inf)
+# What each flag may be, in whichever scripts have it; of several numbers each.
+LIMITS: Mapping[str, tuple[float, float]] = {
+    "seed": (0, 2**32 - 1),
+    **dict.fromkeys(("epochs", "batch_size", "patience", "min_count"), AT_LEAST_1),
+    **dict.fromkeys(("dim", "embed_dim", "embedding_dim", "feature_dim"), AT_LEAST_1),
+    **dict.fromkeys(("hidden", "layers", "user_layers", "item_layers"), AT_LEAST_1),
+    **dict.fromkeys(("expert_hidden", "tower_hidden", "n_experts", "n_weightings"), AT_LEAST_1),
+    **dict.fromkeys(("window", "negative", "num_walks", "max_history", "max_docs"), AT_LEAST_1),
+    **dict.fromkeys(("max_depth", "sampled_items"), AT_LEAST_1),
+    **dict.fromkeys(("walk_length", "max_bin"), (2, math.inf)),
+    **dict.fromkeys(("extra_negatives", "full_softmax_items", "sample"), (0, math.inf)),
+    **dict.fromkeys(("weight_decay", "embedding_decay", "min_child_weight"), (0, math.inf)),
+    **dict.fromkeys(("lr", "eta"), (1e-9, 1)),
+    **dict.fromkeys(("dropout", "token_dropout", "id_dropout"), (0, 0.999)),
+    **dict.fromkeys(("valid_share", "test_share"), SHARE),
+    "subsample": (0.001, 1),
+    **dict.fromkeys(("task_weights", "in_batch_weight"), (0, math.inf)),
+    **dict.fromkeys(("p", "q"), (0.01, 100)),  # beyond, walks would take forever
+}
 
 logger = logging.getLogger(__name__)
 
@@ -127,17 +150,44 @@ def run(train: Callable[[Config], Path], config: Config) -> int:
     logs.about(version=config.version)
     try:
         artifacts.check_version(config.version)
+        _check(config)
         with _engine(config):
             folder = train(config)
     except (DataError, artifacts.ArtifactError, TrainingError) as error:
         for line in str(error).splitlines():
             logger.error("%s", line)
         return 1
+    except OSError as error:
+        logger.error("%s", error)
+        return 1
     except KeyboardInterrupt:
         logger.warning("interrupted; no artifacts were written")
         return INTERRUPTED
     print(f"artifacts: {folder}")
     return 0
+
+
+def _check(config: RunConfig) -> None:
+    """Find what would end the run, or be found only at its end.
+
+    Raises:
+        TrainingError: If a flag makes no sense, or the artifacts cannot be written.
+    """
+    for name, (low, high) in LIMITS.items():
+        if not hasattr(config, name):
+            continue
+        value = getattr(config, name)
+        values, flag = value if isinstance(value, tuple) else (value,), name.replace("_", "-")
+        if not values:
+            raise TrainingError(f"--{flag}: expected a number or more, got none")
+        if not all(low <= number <= high and math.isfinite(number) for number in values):
+            expected = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
+            told = " ".join(map(str, values))
+            raise TrainingError(f"--{flag} {told}: expected {expected}")
+    folder = config.artifacts_dir
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise TrainingError(f"--artifacts-dir {folder}: expected a folder that can be written to")
 
 
 def _engine(config: RunConfig) -> AbstractContextManager[None]:

@@ -431,8 +431,7 @@ class SearchEvaluation(Evaluation):
         labels = self.labels[rows]
         if len(np.unique(labels)) < 2:
             return {}
-        report = ranking_report(labels, results[rows], self.groups[rows])
-        return {name: value for name, value in report.items() if not np.isnan(value)}
+        return ranking_report(labels, results[rows], self.groups[rows])
 
     def probabilities(self, results: Results) -> tuple[Results, Results] | None:
         """Of labelled pairs."""

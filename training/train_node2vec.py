@@ -7,7 +7,6 @@ are its sentences, and skip-gram (Mikolov et al., 2013, arXiv:1310.4546) embeds 
 from __future__ import annotations
 
 import logging
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,7 +32,6 @@ from handlers.neighbours import (
 )
 from handlers.schema import Feature, FeatureSchema
 from training import link_prediction, runs, validation
-from training.fit import TrainingError
 from training.graphs import (
     EDGES_STEM,
     EDGES_SUFFIXES,
@@ -113,7 +111,6 @@ def evaluation(config: Config, _: Sequence[str] = ()) -> LinksEvaluation:
 
 def train(config: Config) -> Path:
     """Train, report and write the artifacts; returns their folder."""
-    _check(config)
     for library in ("gensim", "faiss"):
         logging.getLogger(library).setLevel(logging.WARNING)
     test = evaluation(config)
@@ -239,20 +236,6 @@ def _block_nmi(vectors: Vectors, blocks: Any, seed: int) -> float:
     n_blocks = len(np.unique(blocks))
     clusters = KMeans(n_blocks, n_init=4, random_state=seed).fit_predict(vectors)
     return float(normalized_mutual_info_score(blocks, clusters))
-
-
-def _check(config: Config) -> None:
-    limits = {
-        **dict.fromkeys(("dim", "num_walks", "window", "negative", "epochs"), (1, math.inf)),
-        "walk_length": (2, math.inf),
-        **dict.fromkeys(("p", "q"), (0.01, 100)),  # beyond, walks would take forever
-        "lr": (1e-6, 1),
-        "test_share": (0.001, 0.999),
-    }
-    for name, (low, high) in limits.items():
-        if not low <= (value := getattr(config, name)) <= high:
-            expected = f"{low} or more" if high == math.inf else f"{low} to {high}"
-            raise TrainingError(f"--{name.replace('_', '-')} {value}: expected {expected}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

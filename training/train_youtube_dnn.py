@@ -218,6 +218,11 @@ def load(config: Config) -> Dataset:
     features, categorical = names(config.user_features), names(config.categorical)
     if not features:
         raise DataError("--user-features: expected a column or more")
+    if taken_names := {FEATURES_KEY, HISTORY_KEY}.intersection(features):
+        raise DataError(
+            f"--user-features {', '.join(taken_names)}: a request's row has another use for that "
+            "key; rename the column"
+        )
     if stray := [name for name in categorical if name not in features]:
         raise DataError(f"--categorical {','.join(stray)}: expected names of --user-features")
     log = read_table(
