@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+import torch
 
 from archive import catalog
 from handlers.base import CHUNK_ROWS, RecHandler
@@ -63,6 +64,16 @@ def test_served_equals_offline(example: Example, handler: RecHandler, folder: Pa
     offline = example.offline(folder, example.rows)
     assert len(set(map(str, offline))) > len(offline) / 2
     assert dict(numbers(predict(handler, example.rows))) == close(offline)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
+def test_cuda_computes_the_same(example: Example, handler: RecHandler, folder: Path) -> None:
+    on_cuda = load_handler(example.model, folder)
+    on_cuda.load(folder, on_cuda.config, torch.device("cuda"))
+    together = predict(on_cuda, example.rows)
+    assert dict(numbers(together)) == pytest.approx(
+        dict(numbers(predict(handler, example.rows))), abs=1e-5
+    )
 
 
 def test_n_rows_get_n_predictions_in_order(example: Example, handler: RecHandler) -> None:

@@ -265,7 +265,9 @@ def test_number_that_cannot_work_is_told_before_anything_is_read(
 def test_every_number_among_the_flags_has_its_limits() -> None:
     for model in catalog.model_names():
         for flag in dataclasses.fields(training_script(model).Config):
-            if flag.name != "num_workers" and re.match(r"int|float|tuple\[(int|float)", str(flag.type)):
+            if flag.name != "num_workers" and re.match(
+                r"int|float|tuple\[(int|float)", str(flag.type)
+            ):
                 assert flag.name in runs.LIMITS, model
 
 
@@ -282,6 +284,16 @@ def test_group_may_be_any_column_and_tell_nothing(
     metrics = json.loads((folder / "metrics.json").read_text())["test"]["xgb"]
     assert ("gauc" in metrics) == (group == "user_age")
     load_handler("xgb", folder).replay_golden_rows(folder / "golden.json")
+
+
+def test_commit_is_that_of_the_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    here = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    commit = subprocess.run(here, capture_output=True, text=True, check=True).stdout.strip()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GIT_SHA", raising=False)
+    assert artifacts._git_sha() == commit
+    monkeypatch.setenv("GIT_SHA", "of the image")
+    assert artifacts._git_sha() == "of the image"
 
 
 def test_task_may_have_any_name(tmp_path: Path, data: pd.DataFrame) -> None:

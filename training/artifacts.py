@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -154,10 +155,15 @@ def write_meta(path: Path, meta: Mapping[str, Any]) -> None:
 
 
 def _git_sha() -> str | None:
-    """The commit that trained, for the record; None outside a checkout."""
+    """The commit of this code, for the record; None outside a checkout without GIT_SHA."""
+    if told := os.environ.get("GIT_SHA"):  # in an image
+        return told
     if shutil.which("git") is None:
         return None
     result = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return result.stdout.strip() or None
