@@ -36,6 +36,7 @@ from sidecar.rollout import RolloutError, changing, drain, loaded, retire
 from sidecar.torchserve import TorchServe, TorchServeError
 
 PROBE_INTERVAL_S = 0.1
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 SCRATCH = ".deploying"  # a folder in each store
 
 logger = logging.getLogger(__name__)
@@ -115,6 +116,15 @@ def find_hosts(config: Config) -> list[Host]:
             raise DeployError(f"{url}: expected a URL such as http://host:8081")
     if len(set(urls)) < len(urls):
         raise DeployError(f"--service-url {' '.join(urls)}: expected each host once")
+    tunnels = [url for url in urls if urlsplit(url).hostname in LOOPBACK]
+    if (
+        config.service_url
+        and not config.inference_url
+        and tunnels not in ([], [local.management_url])
+    ):
+        raise DeployError(
+            f"--service-url {' '.join(tunnels)}: where do its callers reach it? Add --inference-url"
+        )
     local_keys = [local.key_file] if not config.service_url and local.key_file.exists() else []
     inference_urls = config.inference_url or [
         f"{urlsplit(url).scheme}://{urlsplit(url).hostname}:{local.inference_port}" for url in urls

@@ -16,7 +16,7 @@ import orjson
 from scipy.stats import kendalltau
 
 from handlers.signature import GOLDEN_FILE
-from sidecar.torchserve import OK, TorchServe, TorchServeError
+from sidecar.torchserve import TorchServe, TorchServeError
 
 TOP_K = 10
 
@@ -107,9 +107,9 @@ class Replay:
         except TorchServeError as error:
             status, answer = error.status, str(error).encode()
         self.latencies_ms.append((time.perf_counter() - start) * 1e3)
-        if status == OK:
+        try:
             self.predictions.append(orjson.loads(answer)["predictions"])
-        else:
+        except (orjson.JSONDecodeError, KeyError, TypeError):  # an error, or no answer of ours
             self.predictions.append(None)
             self.errors.append(f"{status}: {answer.decode(errors='replace')[:300]}")
 

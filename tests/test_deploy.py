@@ -449,6 +449,11 @@ def test_a_mistake_is_explained(
     assert world.deployed() == before
 
 
+def test_a_tunnel_needs_to_know_where_callers_come_in(capsys: pytest.CaptureFixture[str]) -> None:
+    assert deploy.main(["--model", MODEL, "--service-url", "http://127.0.0.1:18081"]) == 1
+    assert "http://127.0.0.1:18081: where do its callers reach it?" in capsys.readouterr().err
+
+
 def test_a_line_that_is_no_request_is_named(tmp_path: Path) -> None:
     path = tmp_path / "requests.jsonl"
     path.write_text('{"data": [{}]}\n{"rows": []}\n')
