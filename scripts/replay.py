@@ -6,6 +6,7 @@ import json
 import time
 import zipfile
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -16,7 +17,7 @@ import orjson
 from scipy.stats import kendalltau
 
 from handlers.signature import GOLDEN_FILE
-from sidecar.torchserve import TorchServe, TorchServeError
+from sidecar.torchserve import OK, TorchServe, TorchServeError
 
 TOP_K = 10
 
@@ -107,10 +108,12 @@ class Replay:
         except TorchServeError as error:
             status, answer = error.status, str(error).encode()
         self.latencies_ms.append((time.perf_counter() - start) * 1e3)
-        try:
-            self.predictions.append(orjson.loads(answer)["predictions"])
-        except (orjson.JSONDecodeError, KeyError, TypeError):  # an error, or no answer of ours
-            self.predictions.append(None)
+        predictions = None
+        if status == OK:
+            with suppress(orjson.JSONDecodeError, KeyError, TypeError):  # no answer of ours
+                predictions = orjson.loads(answer)["predictions"]
+        self.predictions.append(predictions)
+        if predictions is None:
             self.errors.append(f"{status}: {answer.decode(errors='replace')[:300]}")
 
 
