@@ -67,13 +67,9 @@ def test_served_equals_offline(example: Example, handler: RecHandler, folder: Pa
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
-def test_cuda_computes_the_same(example: Example, handler: RecHandler, folder: Path) -> None:
-    on_cuda = load_handler(example.model, folder)
-    on_cuda.load(folder, on_cuda.config, torch.device("cuda"))
-    together = predict(on_cuda, example.rows)
-    assert dict(numbers(together)) == pytest.approx(
-        dict(numbers(predict(handler, example.rows))), abs=1e-5
-    )
+def test_cuda_predicts_the_golden_rows(example: Example, handler: RecHandler, folder: Path) -> None:
+    handler.load(folder, handler.config, torch.device("cuda"))
+    handler.replay_golden_rows(folder / catalog.get(example.model).golden_file)
 
 
 def test_n_rows_get_n_predictions_in_order(example: Example, handler: RecHandler) -> None:

@@ -178,6 +178,7 @@ def test_model_of_two_workers_is_as_good_as_that_of_one(
     alone = fit_with("local")
     with killing_a_worker(tmp_path / "checkpoints") if model == "deepfm" else nullcontext():
         together = fit_with("ray")
+    assert list((tmp_path / "checkpoints").glob("*")) == []
     assert {path.name for path in together.iterdir()} == {path.name for path in alone.iterdir()}
     assert len({weights(folder) for folder in (together, alone)}) == 2
     metas = [artifacts.read_meta(folder) for folder in (together, alone)]

@@ -13,6 +13,7 @@ from archive import catalog
 from scripts import index_items
 from scripts.index_items import ItemVectors
 from sidecar import vectors
+from training import artifacts
 from training.artifacts import ArtifactError
 from training.item_vectors import IDS_FILE, VECTORS_FILE
 
@@ -104,6 +105,28 @@ def test_a_file_holds_every_id_with_its_vector(tmp_path: Path, suffix: str) -> N
     assert ids == items.ids
     np.testing.assert_array_equal(vectors, items.vectors)
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_an_export_that_breaks_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "vectors.npy"
+    index_items.export(make_items("first"), path, batch_size=100)
+
+    def breaks(half_done: Path, _: object) -> None:
+        half_done.write_text("[")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(artifacts, "write_json", breaks)
+    with pytest.raises(OSError, match="disk full"):
+        index_items.export(make_items("second", seed=1, n=3), path, batch_size=100)
+    assert len(json.loads(path.with_suffix(".ids.json").read_text())) == N_ITEMS
+    assert len(np.load(path, allow_pickle=False)) == N_ITEMS
+
+
+def test_batch_size_makes_sense(capsys: pytest.CaptureFixture[str]) -> None:
+    assert index_items.main(["--batch-size", "0"]) == 2
+    assert "--batch-size 0: expected 1 or more" in capsys.readouterr().err
 
 
 def test_vectors_that_do_not_match_their_ids_are_refused(

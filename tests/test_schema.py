@@ -211,6 +211,12 @@ def test_default_is_none_only_where_training_saw_missing_cells() -> None:
     assert c.vocabulary == ("x",)  # seen twice or more
 
 
+@pytest.mark.parametrize("name", ['a"', "a\\", "a\n"])
+def test_column_whose_name_no_request_can_hold_is_refused(name: str) -> None:
+    with pytest.raises(sources.DataError, match="expected names without quotes, backslashes"):
+        fit_schema(pd.DataFrame({name: [1.0]}), [name], [])
+
+
 @pytest.mark.parametrize(
     "features",
     [

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import scripts.train
 from archive import catalog
 from handlers.tree_inputs import SCALER_FILE
 from handlers.xgb_handler import XgbHandler
@@ -220,6 +221,7 @@ def test_bad_file_is_told_before_training_starts(
         (["--features", "item_ctr,item_ctr"], "expected each column once, got item_ctr again"),
         (["--features", ""], "features: expected the name of a column or more"),
         (["--group", "user,item"], "user,item"),
+        (["--group", "cross_age_x_ctr"], "--group cross_age_x_ctr: expected a column of the data"),
         (["--artifacts-dir", "pyproject.toml/x"], "expected a folder that can be written to"),
     ],
 )
@@ -250,7 +252,7 @@ def test_senseless_flag_is_an_error_without_a_traceback(
         ("two_tower", ["--lr", "-1"], "--lr -1.0: expected 1e-09 to 1"),
         ("two_tower", ["--user-layers"], "--user-layers: expected a number or more, got none"),
         ("dssm", ["--layers", "64", "0"], "--layers 64 0: expected 1 or more"),
-        ("dssm", ["--seed", "-1"], "--seed -1: expected 0 to 4.29497e+09"),
+        ("dssm", ["--seed", "-1"], "--seed -1: expected 0 to 4294967295"),
         ("youtube_dnn", ["--valid-share", "0"], "--valid-share 0.0: expected 0.001 to 0.999"),
         ("youtube_dnn", ["--dropout", "nan"], "--dropout nan: expected 0 to 0.999"),
     ],
@@ -330,6 +332,29 @@ def test_interrupted_run_leaves_no_artifacts(
         assert train("xgb", "--artifacts-dir", str(tmp_path / "artifacts"), *places) == 130
     assert [path.name for path in (tmp_path / "artifacts" / "xgb").iterdir()] == ["v1"]
     assert weights(tmp_path / "artifacts" / "xgb" / "v1") == kept
+
+
+def test_error_of_the_disk_ends_training_without_a_traceback(
+    tmp_path: Path,
+    fit: Callable[..., Path],
+    data: pd.DataFrame,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = fit("xgb", data)
+    folder.rename(tmp_path / "v1")
+    folder.parent.rmdir()
+    folder.parent.touch()  # no folder can be made here
+    places = ["--data-path", str(tmp_path / "table.parquet"), "--artifacts-dir"]
+    assert train("xgb", *FAST["xgb"], *places, str(folder.parents[1])) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: [Errno ")
+
+
+def test_flag_of_a_script_is_no_abbreviation_of_the_models(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "executable", "echo")
+    assert scripts.train.main(["--model", "item2vec", "--mode", "word2vec"]) == 0
+    assert capfd.readouterr().out.endswith("-m training.train_item2vec --mode word2vec\n")
 
 
 def test_killed_run_leaves_no_version(tmp_path: Path) -> None:

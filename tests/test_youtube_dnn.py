@@ -205,6 +205,8 @@ BAD_TABLES: list[tuple[Callable[[pd.DataFrame], pd.DataFrame], list[str], str]] 
     (lambda t: t.assign(user_age="old"), [], 'row 2, column user_age: expected a number, got "old'),
     (lambda t: t, ["--time-column", "user_id"], "column user_id: expected an ISO 8601 date"),
     (lambda t: t, ["--user-features", ""], "--user-features: expected a column or more"),
+    (lambda t: t, ["--user-features", "user_features"], "a request's row has another use for"),
+    (lambda t: t, ["--user-features", "user_id"], "user_id: is an id in this data; name it in"),
     (lambda t: t, ["--categorical", "colour"], "--categorical colour: expected names of"),
     (lambda t: t.drop_duplicates("user_id"), [], "expected 2 items or more that come 2 times"),
 ]

@@ -204,17 +204,19 @@ def run(
         )
         at_ctrl_c = signal.getsignal(signal.SIGINT)
         try:
-            done = pickle.loads(trainer.fit().return_value)
+            result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise TrainingError(f"--engine ray: {error}") from error
         except SystemExit:  # Ray's answer to Ctrl-C
             raise KeyboardInterrupt from None
         finally:
             signal.signal(signal.SIGINT, at_ctrl_c)
+        with suppress(OSError):  # what was trained is worth more than a tidy folder
+            result.filesystem.delete_dir(result.path)
+    done: Result | TrainingError = pickle.loads(result.return_value)
     if isinstance(done, TrainingError):
         raise done
-    result: Result = done
-    return result
+    return done
 
 
 def read_in_shards(data: DataSet, config: EngineConfig) -> DataSet:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from handlers.schema import Feature, FeatureSchema, Matrix
 from training.sources import DataError
@@ -56,7 +57,8 @@ def fit_schema(
         to make of it. One that never was has 0.
 
     Raises:
-        DataError: If a name comes twice or cannot stand in a request, or there is none.
+        DataError: If a name comes twice or cannot stand in a request, or there is none; or if a
+            column that is to be a number was read as an id.
     """
     if not features:
         raise DataError("features: expected the name of a column or more, got none")
@@ -73,6 +75,8 @@ def fit_schema(
         if name in categorical:
             drafts.append(_category(name, train[name]))
             continue
+        if name in train and not is_numeric_dtype(train[name]):
+            raise DataError(f"{name}: is an id in this data; name it in --categorical too")
         seen_missing = name in train and bool(train[name].isna().any())
         drafts.append(
             Feature(

@@ -135,6 +135,10 @@ def load(config: RankerConfig, targets: Sequence[str], columns: Sequence[str] = 
         time_column=config.time_column or None,
         check=check,
     )
+    if config.group and config.group not in splits.test:
+        raise DataError(
+            f"--group {config.group}: expected a column of the data, got a product of features"
+        )
     schema = fit_schema(splits.train, features, categorical)
     return Dataset(
         schema=schema,

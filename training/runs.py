@@ -153,12 +153,9 @@ def run(train: Callable[[Config], Path], config: Config) -> int:
         _check(config)
         with _engine(config):
             folder = train(config)
-    except (DataError, artifacts.ArtifactError, TrainingError) as error:
+    except (DataError, artifacts.ArtifactError, TrainingError, OSError) as error:
         for line in str(error).splitlines():
             logger.error("%s", line)
-        return 1
-    except OSError as error:
-        logger.error("%s", error)
         return 1
     except KeyboardInterrupt:
         logger.warning("interrupted; no artifacts were written")
@@ -181,7 +178,7 @@ def _check(config: RunConfig) -> None:
         if not values:
             raise TrainingError(f"--{flag}: expected a number or more, got none")
         if not all(low <= number <= high and math.isfinite(number) for number in values):
-            expected = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
+            expected = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:.10g}"
             told = " ".join(map(str, values))
             raise TrainingError(f"--{flag} {told}: expected {expected}")
     folder = config.artifacts_dir
