@@ -315,12 +315,12 @@ def _callers(
 
 
 def _disturb(world: World, server: Server, config: Config, record: Record) -> None:
-    """Switch and kill in turns, and look at the memory, until the time is over."""
+    """Kill and switch in turns, and look at the memory, until the time is over."""
     end_s = config.minutes * 60
     interval_s = min(EVENT_INTERVAL_S, end_s / 4)
     switched, killed = cycle(world.switching), cycle(world.versions)
     next_event_s = interval_s
-    kinds = cycle(["switch", "kill"])
+    kinds = cycle(["kill", "switch"])
     with tqdm(total=round(end_s), unit="s", disable=None, leave=False) as bar:
         while (now_s := record.now()) < end_s:
             if server.process.poll() is not None:
