@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,6 +28,7 @@ from tqdm import tqdm
 
 from archive import catalog
 from handlers import logs
+from sidecar.vectors import connected
 from training import artifacts
 from training.item_vectors import IDS_FILE, VECTORS_FILE
 
@@ -207,19 +209,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         models = [catalog.get(name) for name in names]
         if unindexed := [m.name for m in models if m.index is None and config.model]:
             raise catalog.UnknownModelError(f"{', '.join(unindexed)}: has no index")
-        client = _connect(config.uri) if config.format == "milvus" else None
         # Towers of one training run share their items.
         targets = {m.artifacts: m.index for m in models if m.index is not None}
-        for trained, target in targets.items():
-            folder = artifacts.find(trained, config.version or None, config.artifacts_dir)
-            items = ItemVectors.load(folder)
-            if client is not None:
-                name = index(client, target, items, config.batch_size)
-                print(f"{target.collection} -> {name}: {len(items.ids):,} items")
-            else:
-                path = config.out / f"{target.collection}.{config.format}"
-                export(items, path, config.batch_size)
-                print(f"{path}: {len(items.ids):,} items, space {items.space_id}")
+        with _connected(config.uri) if config.format == "milvus" else nullcontext() as client:
+            for trained, target in targets.items():
+                folder = artifacts.find(trained, config.version or None, config.artifacts_dir)
+                items = ItemVectors.load(folder)
+                if client is not None:
+                    name = index(client, target, items, config.batch_size)
+                    print(f"{target.collection} -> {name}: {len(items.ids):,} items")
+                else:
+                    path = config.out / f"{target.collection}.{config.format}"
+                    export(items, path, config.batch_size)
+                    print(f"{path}: {len(items.ids):,} items, space {items.space_id}")
     except (artifacts.ArtifactError, catalog.UnknownModelError, MilvusException) as error:
         logger.error("%s", error)
         return 1
@@ -229,12 +231,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _connect(uri: str) -> MilvusClient:
+def _connected(uri: str) -> AbstractContextManager[MilvusClient]:
     if "://" not in uri:
         Path(uri).parent.mkdir(parents=True, exist_ok=True)
         # By default Milvus Lite lets 128 MB gather, and takes 2 GB to write them out.
         os.environ.setdefault("MILVUS_LITE_MEMTABLE_MEMORY_LIMIT_BYTES", str(16 << 20))
-    return MilvusClient(uri, token=os.environ.get("MILVUS_TOKEN", ""))
+    return connected(uri)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,10 +24,28 @@ from tests.models import Example, examples, model_names, train
 from tests.s3 import CREDENTIALS, s3_server
 from tests.serving import Server, running_server
 
+STATUS = pytest.StashKey[int]()
+
 
 def pytest_configure() -> None:
     """End on SIGTERM as on Ctrl-C, so that fixtures stop what they started."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Keep the status for the end."""
+    session.config.stash[STATUS] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End here: a thread of one of so many native libraries may hang the interpreter's end."""
+    if STATUS in config.stash:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(config.stash[STATUS])
 
 
 def lacking(part: str) -> NoReturn:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pymilvus import MilvusClient
 
 from archive import catalog
 from scripts import index_items
+from sidecar.vectors import connected
 from tests.conftest import lacking
 from tests.models import Example, model_names, module
 from tests.models.rankers import read_schema
@@ -114,21 +114,21 @@ def cases(
     index_folder: Path,
 ) -> Path:
     """What the client asks, and what training predicts for it."""
-    milvus = MilvusClient(str(index_folder / "milvus.db"))
     told: dict[str, dict[str, Any]] = {}
-    for model in model_names():
-        [example, *_] = module(model).EXAMPLES
-        folder = artifact_folder(example)
-        rows = rows_of(example)
-        predictions = example.offline(folder, rows)
-        told[model] = {"version": example.version, "rows": rows, "predictions": predictions}
-        if model in RANKERS:
-            told[model]["instances"] = golden_matrix(read_schema(folder), rows).tolist()
-        if model in INDEXED:
-            index = catalog.get(INDEXED[model]).index
-            assert index is not None
-            found = milvus.search(index.collection, predictions, limit=TOP_K)
-            told[model]["nearest"] = [[hit["id"] for hit in hits] for hits in found]
+    with connected(str(index_folder / "milvus.db")) as milvus:
+        for model in model_names():
+            [example, *_] = module(model).EXAMPLES
+            folder = artifact_folder(example)
+            rows = rows_of(example)
+            predictions = example.offline(folder, rows)
+            told[model] = {"version": example.version, "rows": rows, "predictions": predictions}
+            if model in RANKERS:
+                told[model]["instances"] = golden_matrix(read_schema(folder), rows).tolist()
+            if model in INDEXED:
+                index = catalog.get(INDEXED[model]).index
+                assert index is not None
+                found = milvus.search(index.collection, predictions, limit=TOP_K)
+                told[model]["nearest"] = [[hit["id"] for hit in hits] for hits in found]
     path = tmp_path_factory.mktemp("cases") / "cases.json"
     path.write_text(json.dumps(told))
     return path

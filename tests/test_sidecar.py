@@ -595,7 +595,7 @@ def test_status_tells_what_the_sidecar_says_of_the_index_past_a_proxy(
         asked = instance.Settings.from_env({"SIDECAR_PORT": sidecar.url.rpartition(":")[2]})
         wait_until(lambda: bool(scripts.sidecar.index_mismatches(asked)), 10)
         [told] = scripts.sidecar.index_mismatches(asked)
-        assert told.startswith("INDEX_URI=nowhere: cannot be reached")
+        assert told.startswith("INDEX_URI=nowhere: cannot be read")
 
 
 def test_an_index_that_does_not_answer_keeps_no_probe_waiting(

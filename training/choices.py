@@ -20,6 +20,7 @@ import tyro
 from handlers.schema import FeatureSchema, Matrix
 from training.evaluation import ALL, HIT_RATE_RATIO, Answers, Evaluation, Results, Rows
 from training.features import fit_schema, to_matrix
+from training.files import read_parquet
 from training.rankers import golden_rows, request_rows
 from training.retrieval import Indices, Ranks, Scores, expected_ranks, retrieval_report
 from training.runs import RunConfig, names
@@ -269,7 +270,7 @@ def _oracle(test: pd.DataFrame, item_ids: Sequence[str]) -> Scorer | None:
     path = truth_path(DEFAULT_DATA)
     if not path.exists() or not {*TRUTH_COLUMNS, DEFAULT_ITEM_ID} <= set(test):
         return None
-    truth = pd.read_parquet(path).pivot(
+    truth = read_parquet(path).pivot(
         index=TRUTH_COLUMNS, columns=DEFAULT_ITEM_ID, values="probability"
     )
     users = truth.index.get_indexer(pd.MultiIndex.from_frame(test[TRUTH_COLUMNS].astype(np.int64)))

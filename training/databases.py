@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import psycopg
@@ -17,7 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pymysql.converters import encoders
 from pymysql.cursors import SSCursor
 
-from training.files import csv_batches
+from training.csv_stream import csv_batches
 from training.sources import DataError
 
 _BATCH_ROWS = 1 << 16
@@ -198,10 +197,7 @@ class Postgres:
             names = self.columns()
         command = sql.SQL("COPY {} TO STDOUT (FORMAT csv, ENCODING 'UTF8')").format(selected)
         with self._cursor() as cursor, cursor.copy(command) as copy:
-            rows = iter(copy)
-            # What reads CSV takes no bytes at all for a mistake.
-            if (first := next(rows, None)) is not None:
-                yield from csv_batches(_CopyFile(chain([first], rows)), columns, names)
+            yield from csv_batches(_CopyFile(copy), columns, names)
 
     def sha256(self) -> None:
         """Only the rows tell."""
@@ -228,21 +224,15 @@ class Postgres:
 class _CopyFile:
     """What COPY sends, as the file that it would be."""
 
-    closed = False
-
-    def __init__(self, rows: Iterator[bytes | bytearray | memoryview]) -> None:
-        self._rows = rows
-        self._rest = b""
+    def __init__(self, copy: Iterable[bytes | bytearray | memoryview]) -> None:
+        self._parts = iter(copy)
 
     def read(self, size: int) -> bytes:
-        """At most so many bytes, and none at the end."""
-        parts, n_bytes = [self._rest], len(self._rest)
-        while n_bytes < size and (row := next(self._rows, None)) is not None:
-            parts.append(bytes(row))
-            n_bytes += len(row)
-        found = b"".join(parts)
-        self._rest = found[size:]
-        return found[:size]
+        """Whole parts, of as many bytes or a few more, and none at the end."""
+        found = bytearray()
+        while len(found) < size and (part := next(self._parts, None)) is not None:
+            found += part
+        return bytes(found)
 
 
 def public_dsn(dsn: str) -> str:

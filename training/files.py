@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import orjson
+import pandas as pd
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet
 from aiohttp import ClientError
 from botocore.exceptions import BotoCoreError
@@ -21,6 +21,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from handlers.schema import canonical_token
+from training.csv_stream import csv_batches, csv_columns
 from training.sources import SPLIT_NAMES, DataError, DataSet, Table
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet", ".jsonl", ".jsonl.gz")
@@ -29,8 +30,6 @@ LOCAL = LocalFileSystem()
 _BATCH_ROWS = 1 << 16
 # Of a remote file, so much is asked for at once.
 _READ_BYTES = 1 << 23
-# With several threads, an error does not say in which row it is.
-_ONE_THREAD = pyarrow.csv.ReadOptions(use_threads=False)
 
 
 @dataclass(frozen=True)
@@ -77,15 +76,17 @@ class File:
             if self._kind == ".jsonl":
                 rows = self._json_rows(file)
                 return list(dict.fromkeys(name for row in next(rows, []) for name in row))
-            with pyarrow.csv.open_csv(file, _ONE_THREAD) as reader:
-                return list(reader.schema.names)
+            return csv_columns(file)
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Stream the rows."""
         with self.open() as file:
             if self._kind == ".parquet":
                 parquet = pyarrow.parquet.ParquetFile(file)
-                yield from parquet.iter_batches(_BATCH_ROWS, columns=list(columns))
+                # No thread may hold the file when the interpreter ends.
+                yield from parquet.iter_batches(
+                    _BATCH_ROWS, columns=list(columns), use_threads=False
+                )
             elif self._kind == ".jsonl":
                 for rows in self._json_rows(file):
                     cells = [_json_cells([row.get(name) for row in rows]) for name in columns]
@@ -127,31 +128,13 @@ def _as_os_error() -> Iterator[None]:
         raise OSError(str(error)) from error
 
 
-def csv_batches(
-    file: Any, columns: Sequence[str], names: Sequence[str] | None = None
-) -> Iterator[pa.RecordBatch]:
-    """Stream CSV with every cell as text: the reader itself would not say in which row a cell is.
+def read_parquet(path: Path) -> pd.DataFrame:
+    """A file of this machine as a frame.
 
-    Args:
-        file: Binary stream.
-        columns: Those to read. A cell is missing when it is empty: NA may be a country.
-        names: Of all columns, where the stream has no header; then a quoted cell is never missing.
+    Arrow opens it: of a file that pandas opened, its threads may let go too late (`csv_stream`).
     """
-    options = pyarrow.csv.ConvertOptions(
-        include_columns=list(columns),
-        column_types=dict.fromkeys(columns, pa.string()),
-        null_values=[""],
-        strings_can_be_null=True,
-        quoted_strings_can_be_null=names is None,
-    )
-    with pyarrow.csv.open_csv(
-        file,
-        pyarrow.csv.ReadOptions(use_threads=False, column_names=names),
-        # Without a header there may be one column only, of which a missing cell is an empty line.
-        pyarrow.csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=names is None),
-        options,
-    ) as reader:
-        yield from reader
+    frame: pd.DataFrame = pyarrow.parquet.ParquetFile(path).read().to_pandas()
+    return frame
 
 
 def find(

@@ -21,6 +21,7 @@ from handlers.schema import FeatureSchema, Matrix
 from handlers.tree_inputs import TreeInputs
 from training.evaluation import ALL, Answers, Evaluation, Results, Rows
 from training.features import DEFAULT_FEATURES, computable_crosses, fit_schema, to_matrix
+from training.files import read_parquet
 from training.metrics import ranking_report
 from training.runs import Golden, RunConfig, names
 from training.sources import DataError, Splits, label_problems, load_splits
@@ -159,7 +160,7 @@ def load(config: RankerConfig, targets: Sequence[str], columns: Sequence[str] = 
 
 
 def _oracle(folder: Path, targets: Sequence[str]) -> Targets:
-    truth = pd.read_parquet(folder / "test_truth.parquet")
+    truth = read_parquet(folder / "test_truth.parquet")
     return truth[list(targets)].to_numpy(np.float32)
 
 

@@ -26,6 +26,7 @@ from handlers.token_bags import TokenBags, words
 from training import worlds_search
 from training.evaluation import ALL, HIT_RATE_RATIO, Answers, Evaluation, Results, Rows
 from training.features import fit_schema, to_matrix
+from training.files import read_parquet
 from training.metrics import ranking_report
 from training.rankers import golden_rows, request_rows
 from training.retrieval import Indices, Scores, expected_ranks, retrieval_report
@@ -259,7 +260,7 @@ def _generate(path: Path, text: bool) -> None:
 
 
 def _truth(folder: Path) -> npt.NDArray[np.float64]:
-    return pd.read_parquet(folder / "test_truth.parquet").to_numpy(np.float64)[:, 0]
+    return read_parquet(folder / "test_truth.parquet").to_numpy(np.float64)[:, 0]
 
 
 def _columns(config: SearchConfig) -> tuple[list[str], list[str]]:

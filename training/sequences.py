@@ -18,6 +18,7 @@ from scipy import sparse
 
 from handlers.schema import FIRST_TOKEN_INDEX, OOV_INDEX
 from training.evaluation import ALL, HIT_RATE_RATIO, Answers, Evaluation, Results, Rows
+from training.files import read_parquet
 from training.retrieval import Indices, Ranks, Scores, expected_ranks, retrieval_report
 from training.sources import DataError
 from training.worlds_sequences import TOKENS_TRUTH_FILE, USERS_TRUTH_FILE
@@ -264,9 +265,9 @@ def item_knn(train: Sequence[Indices], n_items: int) -> Scorer:
 
 def oracle(folder: Path, data: Sequences) -> Scorer:
     """Items by their true probability, for the last step of each user of a synthetic world."""
-    items = pd.read_parquet(folder / TOKENS_TRUTH_FILE).set_index("token")
+    items = read_parquet(folder / TOKENS_TRUTH_FILE).set_index("token")
     items = items.loc[list(data.vocabulary)]
-    users = pd.read_parquet(folder / USERS_TRUTH_FILE).set_index("user_id")
+    users = read_parquet(folder / USERS_TRUTH_FILE).set_index("user_id")
     probabilities = users.loc[list(data.users)].to_numpy()  # [U, clusters]
     clusters, shares = items["cluster"].to_numpy(np.int64), items["share"].to_numpy(np.float64)
 

@@ -31,6 +31,7 @@ from handlers.networks.item2vec import (
 from handlers.schema import FIRST_TOKEN_INDEX, Feature, FeatureSchema
 from training import runs, sequences, validation
 from training.evaluation import Results
+from training.files import read_parquet
 from training.rankers import GOLDEN_ROWS, UNKNOWN_TOKEN
 from training.retrieval import Scores
 from training.sequences import Holdout, Scorer, Sequences
@@ -305,7 +306,7 @@ def same_cluster(vectors: TokenVectors, truth: Path) -> tuple[float, float]:
     Returns:
         Their share, and the share among neighbours drawn at random.
     """
-    known = pd.read_parquet(truth).set_index("token")["cluster"]
+    known = read_parquet(truth).set_index("token")["cluster"]
     clusters = known.reindex(list(vectors.tokens), fill_value=-1).to_numpy()
     unit = vectors.vectors / np.linalg.norm(vectors.vectors, axis=1, keepdims=True)
     cosines = unit @ unit.T

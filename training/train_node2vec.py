@@ -32,6 +32,7 @@ from handlers.neighbours import (
 )
 from handlers.schema import Feature, FeatureSchema
 from training import link_prediction, runs, validation
+from training.files import read_parquet
 from training.graphs import (
     EDGES_STEM,
     EDGES_SUFFIXES,
@@ -228,7 +229,7 @@ def golden(ids: Sequence[str], neighbours: Neighbours) -> runs.Golden:
 
 def _truth(ids: Sequence[str]) -> pd.DataFrame:
     """Of the default data's nodes."""
-    return pd.read_parquet(DEFAULT_DATA / TRUTH_FILE).set_index("node").loc[list(ids)]
+    return read_parquet(DEFAULT_DATA / TRUTH_FILE).set_index("node").loc[list(ids)]
 
 
 def _block_nmi(vectors: Vectors, blocks: Any, seed: int) -> float:
