@@ -236,6 +236,8 @@ def _connected(uri: str) -> AbstractContextManager[MilvusClient]:
         Path(uri).parent.mkdir(parents=True, exist_ok=True)
         # By default Milvus Lite lets 128 MB gather, and takes 2 GB to write them out.
         os.environ.setdefault("MILVUS_LITE_MEMTABLE_MEMORY_LIMIT_BYTES", str(16 << 20))
+        # It lacks calls that pymilvus does without, and gRPC would log a traceback for each.
+        logging.getLogger("grpc").setLevel(logging.CRITICAL)
     return connected(uri)
 
 

@@ -29,6 +29,8 @@ RANKERS = ("xgb", "deepfm", "mmoe")
 # Whose vectors are looked up among whose items.
 INDEXED = {"user_tower": "two_tower", "youtube_dnn": "youtube_dnn"}
 TOP_K = 20
+# So wide a search of a graph of 1,000 items misses none.
+EXACT = {"params": {"ef": 200}}
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +129,10 @@ def cases(
             if model in INDEXED:
                 index = catalog.get(INDEXED[model]).index
                 assert index is not None
-                found = milvus.search(index.collection, predictions, limit=TOP_K)
+                milvus.load_collection(index.collection)
+                found = milvus.search(
+                    index.collection, predictions, limit=TOP_K, search_params=EXACT
+                )
                 told[model]["nearest"] = [[hit["id"] for hit in hits] for hits in found]
     path = tmp_path_factory.mktemp("cases") / "cases.json"
     path.write_text(json.dumps(told))

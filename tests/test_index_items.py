@@ -27,6 +27,15 @@ def make_items(space_id: str, seed: int = 0, n: int = N_ITEMS) -> ItemVectors:
     return ItemVectors([f"item_{i}" for i in range(n)], vectors, space_id)
 
 
+def write_artifacts(root: Path, n_vectors: int) -> None:
+    """The vectors of two items, or another number."""
+    folder = root / "two_tower" / "v1"
+    folder.mkdir(parents=True)
+    np.save(folder / VECTORS_FILE, np.zeros((n_vectors, DIM), dtype=np.float32))
+    (folder / IDS_FILE).write_text('["a", "b"]')
+    (folder / "two_tower_meta.json").write_text('{"files": {}, "space_id": "s"}')
+
+
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[MilvusClient]:
     with vectors.connected(str(tmp_path / "milvus.db")) as client:
@@ -125,6 +134,17 @@ def test_an_export_that_breaks_leaves_the_one_before(
     assert len(np.load(path, allow_pickle=False)) == N_ITEMS
 
 
+def test_milvus_lite_says_nothing_of_its_own(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_artifacts(tmp_path, n_vectors=2)
+    flags = ["--model", "two_tower", "--artifacts-dir", str(tmp_path)]
+    assert index_items.main([*flags, "--uri", str(tmp_path / "milvus.db")]) == 0
+    told = capfd.readouterr()
+    assert told.out == "item_embeddings -> item_embeddings_s: 2 items\n"
+    assert "Traceback" not in told.err
+
+
 def test_batch_size_makes_sense(capsys: pytest.CaptureFixture[str]) -> None:
     assert index_items.main(["--batch-size", "0"]) == 2
     assert "--batch-size 0: expected 1 or more" in capsys.readouterr().err
@@ -133,11 +153,7 @@ def test_batch_size_makes_sense(capsys: pytest.CaptureFixture[str]) -> None:
 def test_vectors_that_do_not_match_their_ids_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "two_tower" / "v1"
-    folder.mkdir(parents=True)
-    np.save(folder / VECTORS_FILE, np.zeros((3, DIM), dtype=np.float32))
-    (folder / IDS_FILE).write_text('["a", "b"]')
-    (folder / "two_tower_meta.json").write_text('{"files": {}, "space_id": "s"}')
+    write_artifacts(tmp_path, n_vectors=3)
     status = index_items.main(
         ["--model", "two_tower", "--artifacts-dir", str(tmp_path), "--format", "json"]
     )
