@@ -122,6 +122,20 @@ def test_given_cross_features_equal_computed_ones(
     assert weights(fit(model, given)) == weights(fit(model, data))
 
 
+@pytest.mark.parametrize(
+    ("model", "metric"), [("deepfm", "normalized_entropy"), ("mmoe", "ctr_normalized_entropy")]
+)
+def test_a_small_table_is_enough_to_beat_the_base_rate(
+    tmp_path: Path, data: pd.DataFrame, model: str, metric: str
+) -> None:
+    data.to_csv(tmp_path / "table.csv", index=False)
+    places = ["--data-path", str(tmp_path / "table.csv"), "--artifacts-dir", str(tmp_path)]
+    single = ["--no-single-task"] if model == "mmoe" else []
+    assert train(model, *places, *single, "--version", "v1") == 0
+    metrics = json.loads((tmp_path / model / "v1" / "metrics.json").read_text())
+    assert metrics["test"][model][metric] < 0.98
+
+
 @pytest.mark.parametrize("model", RANKERS)
 def test_missing_cells_teach_what_a_null_means(
     fit: Callable[..., Path], data: pd.DataFrame, model: str

@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,8 @@ from handlers.schema import OOV_INDEX
 
 # Share of category values that training hides, so that the out-of-vocabulary embedding is learned.
 OOV_SHARE = 0.015
+# In an epoch: with fewer, ten epochs of 3,000 rows end before a network knows the base rate.
+MIN_STEPS = 20
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +54,8 @@ class FitConfig(EngineConfig):
 
     Attributes:
         epochs: At most so many passes over the training split.
-        batch_size: Instances a step, of all workers together.
+        batch_size: Instances a step, of all workers together; fewer where an epoch over a small
+            table would have less than 20 steps.
         lr: Highest learning rate of a one-cycle schedule (Smith, 2018, arXiv:1708.07120).
         weight_decay: Of everything but the embeddings.
         embedding_decay: Of the embeddings.
@@ -109,7 +112,8 @@ def fit(
     def validate() -> Tensor:
         return loss(predict(network, valid[0]), valid[1])
 
-    return fit_steps(network, len(matrix), step, validate, config)
+    batch_size = max(1, min(config.batch_size, len(matrix) // MIN_STEPS))
+    return fit_steps(network, len(matrix), step, validate, replace(config, batch_size=batch_size))
 
 
 def fit_steps(
