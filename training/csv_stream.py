@@ -97,11 +97,11 @@ def _blocks(file: Readable) -> Iterator[bytes]:
             yield block[:end]
         rest = block[end:]
         if len(rest) > _MAX_ROW_BYTES:
-            _never_ends(rest)
+            raise _endless(rest)
     if rest:
         # The last row need not have an end.
         if _end_of_rows(rest + b"\n") <= len(rest):
-            _never_ends(rest)
+            raise _endless(rest)
         yield rest
 
 
@@ -111,9 +111,9 @@ def _end_of_rows(block: bytes) -> int:
     return rows.end()
 
 
-def _never_ends(row: bytes) -> None:
+def _endless(row: bytes) -> pa.ArrowInvalid:
     start = row[:60].decode(errors="replace")
-    raise pa.ArrowInvalid(f"a row never ends; is a quote not closed? It starts with {start!r}")
+    return pa.ArrowInvalid(f"a row never ends; is a quote not closed? It starts with {start!r}")
 
 
 def _header(block: bytes) -> bytes:
