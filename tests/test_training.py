@@ -136,6 +136,15 @@ def test_a_small_table_is_enough_to_beat_the_base_rate(
     assert metrics["test"][model][metric] < 0.98
 
 
+def test_trees_split_a_small_table_of_few_clicks(tmp_path: Path, data: pd.DataFrame) -> None:
+    data["label"] = (data["item_ctr"] > data["item_ctr"].quantile(0.97)).astype(int)
+    data[:1000].to_csv(tmp_path / "table.csv", index=False)
+    places = ["--data-path", str(tmp_path / "table.csv"), "--artifacts-dir", str(tmp_path)]
+    assert train("xgb", *places, "--version", "v1") == 0
+    metrics = json.loads((tmp_path / "xgb" / "v1" / "metrics.json").read_text())
+    assert metrics["test"]["xgb"]["auc"] > 0.95
+
+
 @pytest.mark.parametrize("model", RANKERS)
 def test_missing_cells_teach_what_a_null_means(
     fit: Callable[..., Path], data: pd.DataFrame, model: str

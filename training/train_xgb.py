@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from training.target_encoding import fit_target_encodings
 N_THREADS = 2
 # With several workers, so many trees are grown between two checkpoints.
 CHECKPOINT_TREES = 50
+# Of the sum of hessians: with the default least weight, 800 rows would not be split at all.
+MAX_LEAF_SHARE = 0.04
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Config(rankers.RankerConfig):
         patience: Stop after so many rounds without a better validation loss.
         max_depth: Of a tree.
         eta: Learning rate.
-        min_child_weight: Least sum of hessians in a leaf.
+        min_child_weight: Least sum of hessians in a leaf; less where it would be more than 4 % of
+            the sum over all rows, as on a small table.
         subsample: Share of the rows that each tree sees.
         max_bin: Quantile bins for each column.
         normalize: Standardize the columns, and write feature_scaler.json.
@@ -109,6 +112,9 @@ Rows = tuple[Matrix, rankers.Targets]
 
 def _fit(config: Config, train: Rows, valid: Rows) -> tuple[xgb.Booster, History]:
     """Boost until the validation loss stops falling; keep the trees up to its best round."""
+    mean = float(train[1].mean())
+    limit = MAX_LEAF_SHARE * len(train[1]) * mean * (1 - mean)
+    config = replace(config, min_child_weight=min(config.min_child_weight, limit))
     if config.engine == "ray":
         from training import distributed  # Ray is an extra
 
