@@ -8,11 +8,12 @@ Shapes: B texts, T tokens of all of them.
 from __future__ import annotations
 
 import re
+import unicodedata
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice, pairwise
 
 import torch
 from torch import Tensor
@@ -20,7 +21,14 @@ from torch import Tensor
 N_BUCKETS = 1 << 15
 MAX_WORDS = 256  # of a text; what follows is not read
 
-_WORD = re.compile(r"[^\W_]+")
+# Vowels of Hindi and other scripts are marks, which \w does not match.
+MARKS = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == "M")
+_ASCII_WORD = re.compile("[a-z0-9]+")
+_WORD = re.compile(rf"[^\W_](?:[^\W_]|[{MARKS}])*")
+# Han and kana, which are written without spaces.
+_UNSPACED = re.compile(
+    "([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+)"
+)
 
 
 @dataclass(frozen=True)
@@ -78,8 +86,21 @@ def ragged(lengths: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def words(text: str) -> list[str]:
-    """Its runs of letters and digits, in lower case."""
-    return _WORD.findall(text.lower())[:MAX_WORDS]
+    """Its runs of letters and digits, in lower case; of Chinese and Japanese each sign and pair."""
+    text = text.lower()
+    if text.isascii():  # the same, faster
+        return _ASCII_WORD.findall(text)[:MAX_WORDS]
+    return list(islice(chain.from_iterable(map(_parts, _WORD.findall(text))), MAX_WORDS))
+
+
+def _parts(run: str) -> Iterator[str]:
+    for i, part in enumerate(_UNSPACED.split(run)):
+        if i % 2 == 0:
+            if part:
+                yield part
+        else:
+            yield from part
+            yield from map("".join, pairwise(part))
 
 
 @lru_cache(maxsize=1 << 15)

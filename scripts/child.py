@@ -84,5 +84,8 @@ def _previous(log: Path) -> Path:
 
 def tail(log: Path) -> str:
     """The last lines of a log."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        return str(error)
     return "\n".join(lines[-LOG_TAIL_LINES:])

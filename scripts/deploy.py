@@ -431,7 +431,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logs.to_stderr()
     # A supervisor's SIGTERM and a connection that is lost go back as Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup says
+            signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         asyncio.run(deploy(config))
     except (

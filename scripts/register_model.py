@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -220,4 +221,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # As process 1 of an init container nothing else would end it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

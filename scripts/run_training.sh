@@ -74,7 +74,7 @@ command -v "$py" >/dev/null || usage_error "no $py; run: make setup"
 
 interrupted='' child='' failed=''
 trap 'interrupted=1; [[ -z $child ]] || kill -INT -- "-$child" 2>/dev/null' INT TERM HUP
-registered=$(mktemp)
+registered=$(mktemp) || exit 1
 trap 'rm -f "$registered"' EXIT
 
 # Run a command to its end, also when this script is told to stop meanwhile.

@@ -304,10 +304,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("command", nargs="?", choices=COMMANDS, default="start")
     command = COMMANDS[parser.parse_args(argv).command]
     for number in SIGNALS:
-        signal.signal(number, signal.default_int_handler)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup says
+            signal.signal(number, signal.default_int_handler)
     try:
         return command(Settings.from_env(os.environ))
-    except ServeError as error:
+    except (ServeError, OSError) as error:  # the latter of a disk
         logger.error("%s", error)
         return 1
     except KeyboardInterrupt:

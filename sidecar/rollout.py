@@ -134,15 +134,20 @@ async def loaded(
         TorchServeError: If TorchServe does not do what it is asked.
     """
     known = await torchserve.version(model, version)
+    registering: asyncio.Future[None] | None = None
     try:
         if known is None:
-            await torchserve.register(mar.name)
+            registering = asyncio.ensure_future(torchserve.register(mar.name))
+            await asyncio.shield(registering)
         await _wait_until_ready(torchserve, model, version)
         await _warm_up(torchserve, model, version, sample_request(mar))
         yield
     except BaseException:  # Ctrl-C too
-        if known is None:
+        if registering is not None:
             with suppress(TorchServeError):  # the first error counts
+                # TorchServe would carry out a request that is broken off, after the next one.
+                await registering
+            with suppress(TorchServeError):
                 await torchserve.unregister(model, version)
         raise
 

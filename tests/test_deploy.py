@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import pytest
@@ -28,6 +28,7 @@ from scripts import deploy
 from scripts.registry import Registry, RegistryError
 from scripts.replay import Distance, Replay, RequestsError, read_requests
 from sidecar import rollout
+from sidecar.torchserve import TorchServe
 from tests.serving import ROOT, Server, make_archive, running_server
 
 MODEL = "deployed"
@@ -470,3 +471,33 @@ def test_while_one_deploys_others_are_refused(
     assert reload.status_code == 409
     for told in (capsys.readouterr().err, reload.json()["detail"]):
         assert "another deploy or reload is under way" in told
+
+
+def test_a_load_that_is_interrupted_is_taken_back_after_it_was_carried_out(tmp_path: Path) -> None:
+    """TorchServe goes on with a request that its caller broke off."""
+    done: list[str] = []
+
+    class SlowTorchServe:
+        async def version(self, model: str, version: str) -> None:
+            return None
+
+        async def register(self, archive: str) -> None:
+            await asyncio.sleep(0.1)
+            done.append("register")
+
+        async def unregister(self, model: str, version: str) -> None:
+            done.append("unregister")
+
+    async def interrupted() -> None:
+        async with rollout.loaded(cast("TorchServe", SlowTorchServe()), "m", "v", tmp_path):
+            pass
+
+    async def run() -> None:
+        task = asyncio.ensure_future(interrupted())
+        await asyncio.sleep(0.02)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+
+    asyncio.run(run())
+    assert done == ["register", "unregister"]

@@ -188,6 +188,7 @@ def test_categories_and_missing_cells_are_trainable(fit: Fit) -> None:
         (["--doc-cols", "doc_1,doc_id"], "doc_id: is an id in this data; name it in --categorical"),
         (["--categorical", "doc_id"], "--categorical doc_id: expected names of --query-cols"),
         (["--label", "clicked"], "missing column clicked"),
+        (["--doc-id", "docid"], "missing column docid; leave --doc-id out"),
         (["--label", "doc_1"], "column doc_1: expected 0 or 1, got"),
     ],
 )
@@ -204,6 +205,9 @@ def test_data_that_cannot_be_trained_on_is_refused_with_its_reason(
 
 def test_words_are_hashed_alike_on_every_machine() -> None:
     assert words("Card_arrival: it's LATE") == ["card", "arrival", "it", "s", "late"]
+    assert words("Où: CAFÉ_3") == ["où", "café", "3"]
+    assert words("हिन्दी किताब") == ["हिन्दी", "किताब"]
+    assert words("iPhone手机壳!") == ["iphone", "手", "机", "壳", "手机", "机壳"]
     assert buckets("card") == (19685, 11340, 26269, 17968, 22052)
 
 

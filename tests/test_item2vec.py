@@ -123,6 +123,24 @@ def test_texts_are_read_and_served_alike_in_any_case(
     assert any(calm)
 
 
+def test_few_users_are_enough_to_beat_popularity(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    groups = rng.integers(5, size=100)  # each user takes the 20 items of one group
+    rows = [(u, f"i{g * 20 + i}") for u, g in enumerate(groups) for i in rng.integers(20, size=10)]
+    pd.DataFrame(rows, columns=["user_id", "item_id"]).to_csv(tmp_path / "t.csv", index=False)
+    flags = ["--data", str(tmp_path / "t.csv"), "--artifacts-dir", str(tmp_path)]
+    assert train("item2vec", *flags, "--version", "v1") == 0
+    metrics = json.loads((tmp_path / "item2vec" / "v1" / "metrics.json").read_text())["test"]
+    assert metrics["item2vec"]["hr_at_10"] > 1.5 * metrics["popularity"]["hr_at_10"]
+
+
+def test_words_that_end_texts_have_vectors_too(fit: Callable[..., Path]) -> None:
+    texts = pd.DataFrame({"text": ["nike shoes", "sony headphones", "adidas shoes"] * 20})
+    assert {"shoes", "headphones"} < set(vectors(fit("word2vec", texts)))
+
+
 def test_rare_tokens_get_no_vector(fit: Callable[..., Path], data: pd.DataFrame) -> None:
     kept = len(vectors(fit("item2vec", data)))
     fewer = vectors(fit("item2vec", data, "--min-count", "9", version="v2"))

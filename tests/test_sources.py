@@ -3,6 +3,7 @@
 import gzip
 import re
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -395,8 +396,15 @@ def test_bad_json_lines_are_refused_with_their_place(
         read_table(path, ["age"])
 
 
+def test_a_decimal_is_the_same_token_as_the_number(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"id": [Decimal("26.00"), Decimal("100.50")], "age": [1, 2]})
+    path = write(frame, tmp_path / "t.parquet")
+    assert read_table(path, ["age"], ["id"])["id"].tolist() == ["26", "100.5"]
+
+
 def test_json_lines_may_mix_types_and_leave_cells_out(tmp_path: Path) -> None:
-    path = write_text(tmp_path / "t.jsonl", '{"age": 1, "id": 7}\n{"id": "x"}\n{"age": 0.5}\n')
+    lines = ['{"age": 1, "id": 7}', '{"age": "", "id": "x"}', '{"age": 0.5, "id": ""}\n']
+    path = write_text(tmp_path / "t.jsonl", "\n".join(lines))
     read = read_table(path, ["age"], ["id"])
     assert read["age"].fillna(-1).tolist() == [1, -1, 0.5]
     assert read["id"].fillna("none").tolist() == ["7", "x", "none"]

@@ -331,6 +331,18 @@ def test_task_may_have_any_name(tmp_path: Path, data: pd.DataFrame) -> None:
     load_handler("mmoe", folder).replay_golden_rows(folder / "golden.json")
 
 
+def test_mmoe_takes_any_number_of_tasks_each_with_its_name(
+    tmp_path: Path, data: pd.DataFrame, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data.rename(columns={"user_gender": "n"}).to_csv(tmp_path / "table.csv", index=False)
+    flags = ["--data-path", str(tmp_path / "table.csv"), "--artifacts-dir", str(tmp_path)]
+    flags += ["--version", "v1", "--features", "item_ctr,n", "--categorical", "n"]
+    flags += ["--targets", "label,gmv", "--epochs", "1", "--no-single-task"]
+    assert train("mmoe", *flags, "--tasks", "ctr,gmv") == 0
+    assert train("mmoe", *flags, "--tasks", "ctr,ctr") == 1
+    assert "--tasks ctr,ctr: expected each name once" in capsys.readouterr().err
+
+
 def test_first_target_of_mmoe_must_be_a_label(
     tmp_path: Path, data: pd.DataFrame, capsys: pytest.CaptureFixture[str]
 ) -> None:

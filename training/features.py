@@ -106,11 +106,12 @@ def _range(values: Column) -> tuple[float, float] | None:
 def _category(name: str, tokens: pd.Series) -> Feature:
     counts = tokens.value_counts()
     # The most frequent first, equal ones in their own order: the same data, the same indices.
-    kept = counts[counts >= MIN_TOKEN_COUNT].reset_index(name="n")
+    kept = counts[counts >= MIN_TOKEN_COUNT]
     if len(kept) > MAX_VOCABULARY:
         return Feature(name, kind="category", hash_buckets=HASH_BUCKETS)
-    kept = kept.sort_values(["n", name], ascending=[False, True])
-    return Feature(name, kind="category", vocabulary=tuple(kept[name]))
+    ordered = pd.DataFrame({"token": kept.index, "n": kept.to_numpy()})
+    ordered = ordered.sort_values(["n", "token"], ascending=[False, True])
+    return Feature(name, kind="category", vocabulary=tuple(ordered["token"]))
 
 
 def to_matrix(schema: FeatureSchema, frame: pd.DataFrame) -> Matrix:

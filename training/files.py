@@ -199,6 +199,7 @@ def _of_folder(
 
 
 def _json_cells(values: list[Any]) -> pa.Array:
+    values = [None if value == "" else value for value in values]  # as an empty cell of CSV
     try:
         return pa.array(values)
     except (pa.ArrowException, OverflowError):  # of several types, or beyond int64

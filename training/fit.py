@@ -19,6 +19,8 @@ from handlers.schema import OOV_INDEX
 OOV_SHARE = 0.015
 # In an epoch: with fewer, ten epochs of 3,000 rows end before a network knows the base rate.
 MIN_STEPS = 20
+# Where the rows of a step are each other's negatives, smaller steps have a price.
+MIN_STEPS_OF_TOWERS = 8
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ class FitConfig(EngineConfig):
     Attributes:
         epochs: At most so many passes over the training split.
         batch_size: Instances a step, of all workers together; fewer where an epoch over a small
-            table would have less than 20 steps.
+            table would have but a few steps.
         lr: Highest learning rate of a one-cycle schedule (Smith, 2018, arXiv:1708.07120).
         weight_decay: Of everything but the embeddings.
         embedding_decay: Of the embeddings.
@@ -112,8 +114,7 @@ def fit(
     def validate() -> Tensor:
         return loss(predict(network, valid[0]), valid[1])
 
-    batch_size = max(1, min(config.batch_size, len(matrix) // MIN_STEPS))
-    return fit_steps(network, len(matrix), step, validate, replace(config, batch_size=batch_size))
+    return fit_steps(network, len(matrix), step, validate, config, MIN_STEPS)
 
 
 def fit_steps(
@@ -122,6 +123,7 @@ def fit_steps(
     step: Step,
     validate: Callable[[], Tensor],
     config: FitConfig,
+    min_steps: int = MIN_STEPS_OF_TOWERS,
 ) -> History:
     """Train a network in place by the loss of batches of row numbers; :func:`fit` for the rest.
 
@@ -131,6 +133,7 @@ def fit_steps(
         step: Loss of some of them, given their numbers, int64 [B] -> float32 [].
         validate: Loss on the split that selects the epoch, float32 []; runs without gradients.
         config: How to train.
+        min_steps: Of an epoch, for which the batch size is lowered.
 
     Returns:
         Loss after each epoch, by ``train`` and ``valid``.
@@ -138,6 +141,7 @@ def fit_steps(
     Raises:
         TrainingError: If the loss is not finite.
     """
+    config = replace(config, batch_size=max(1, min(config.batch_size, n_rows // min_steps)))
     job = _Job(network, n_rows, step, validate, config)
     if config.engine == "ray":
         from training import distributed  # Ray is an extra

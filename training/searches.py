@@ -36,6 +36,7 @@ from training.sources import DataError, label_problems, load_splits
 DEFAULT_DATA = Path("data/searches")
 DEFAULT_TEXT_DATA = Path("data/text_searches")
 DEFAULT_LABEL = "label"
+DEFAULT_DOC_ID = "doc_id"
 
 # A request's row may wrap the query's columns in an object of this name.
 WRAPPER = "query_features"
@@ -79,7 +80,7 @@ class SearchConfig(RunConfig):
     query_cols: str = ""
     doc_cols: str = ""
     categorical: str = ""
-    doc_id: str = "doc_id"
+    doc_id: str = DEFAULT_DOC_ID
     label: str = DEFAULT_LABEL
     time_column: str = ""
 
@@ -210,6 +211,10 @@ def load(config: SearchConfig) -> SearchData:
         time_column=config.time_column or None,
         check=lambda splits: label_problems(splits, [config.label]),
     )
+    if config.doc_id not in splits.train and config.doc_id != DEFAULT_DOC_ID:
+        raise DataError(
+            f"{data.name}: missing column {config.doc_id}; leave --doc-id out if there is none"
+        )
     labelled = config.label in splits.train
     if not labelled and config.label == DEFAULT_LABEL:
         logger.info("%s: no column %s, so every document was meant", data.name, config.label)

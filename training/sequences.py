@@ -59,14 +59,15 @@ Scorer = Callable[[Holdout], Scores]
 class Sequences:
     """What each user took, in order.
 
-    The last step of each is the test. Of some users, the step before is not for training either:
-    it selects. Were it so of all, the model would be tested on what came long after its training.
+    The last step of each, or of some, is the test. Of some users, the step before is not for
+    training either: it selects. Were it so of all, the model would be tested on what came long
+    after its training.
 
     Attributes:
         users: Their ids, U.
         vocabulary: The items that training saw often enough, the most frequent first, N.
         items: Indices of what each user took, U arrays.
-        n_held_out: Steps at each user's end that are not for training, int64 [U], 1 or 2.
+        n_held_out: Steps at each user's end that are not for training, int64 [U], 0 to 2.
     """
 
     users: Sequence[str]
@@ -89,7 +90,7 @@ class Sequences:
 
     @property
     def test(self) -> Holdout:
-        """The last step of each user."""
+        """The last step of the users that test."""
         return self._holdout(1)
 
     def _holdout(self, n_back: int) -> Holdout:
@@ -111,6 +112,7 @@ def encode(
     *,
     min_count: int,
     valid_share: float = 0.0,
+    test_share: float = 1.0,
     seed: int = 0,
 ) -> Sequences:
     """Group interactions, which come in order, by their users.
@@ -119,7 +121,8 @@ def encode(
         users: Who, one for each interaction.
         items: What, missing where there is nothing.
         min_count: Items that training sees less often are out of vocabulary.
-        valid_share: Share of the users that select.
+        valid_share: Share of the users that select, where all test.
+        test_share: Share of the users that test.
         seed: Of who they are.
 
     Raises:
@@ -134,7 +137,10 @@ def encode(
     user_codes, item_codes = user_codes[order], item_codes[order]
     lengths = np.bincount(user_codes, minlength=len(user_ids))
     ends = lengths.cumsum()
-    n_held_out = 1 + (np.random.default_rng(seed).random(len(lengths)) < valid_share)
+    rng = np.random.default_rng(seed)
+    n_held_out = 1 + (rng.random(len(lengths)) < valid_share)
+    if test_share < 1:
+        n_held_out[rng.permutation(len(lengths))[round(len(lengths) * test_share) or 1 :]] = 0
     in_training = np.arange(len(user_codes)) < (ends - n_held_out)[user_codes]
 
     counts = np.bincount(item_codes[in_training], minlength=len(tokens))

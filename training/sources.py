@@ -392,7 +392,10 @@ def _numbers(column: pa.Array) -> tuple[Numbers, tuple[int, str] | None]:
 
 def _texts(column: pa.Array) -> pa.Array:
     if not pa.types.is_floating(column.type):
-        return column.cast(pa.large_string())
+        texts = column.cast(pa.large_string())
+        if pa.types.is_decimal(column.type) and column.type.scale > 0:
+            texts = pc.utf8_rtrim(pc.utf8_rtrim(texts, "0"), ".")
+        return texts
     column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column).dictionary_encode()
     # Through text, so that a float32 says 0.1; but arrow says 1e+11 of an id.
     floats = column.dictionary.cast(pa.string()).cast(pa.float64()).to_pylist()

@@ -48,6 +48,10 @@ from training.worlds_sequences import (
 _ITEM = re.compile(r"""[^\s,\[\]"']+""")
 # Gensim silently drops what comes after so many tokens of a sequence.
 _MAX_SEQUENCE = 10_000
+# To be seen in all: 100 items and as many users need a hundred passes to be learned.
+_MIN_TOKENS, _MAX_PASSES = 300_000, 200
+# Of the texts, the last word of which is the test; of items it is the last of every user.
+_TEST_SHARE_OF_TEXTS = 0.1
 
 logger = logging.getLogger(__name__)
 
@@ -109,11 +113,12 @@ class Config(runs.RunConfig):
             synthetic world is generated into data/sequences or data/corpus.
         out: Also write the vectors to this .json file, for the Go services.
         dim: Width of a vector.
-        epochs: Passes over the data.
+        epochs: Passes over the data; up to 200 where it has few tokens.
         window: A token's neighbours are at most so many steps away.
         min_count: Tokens that come less often get no vector.
         negative: Tokens drawn as negatives for each neighbour.
-        sample: Tokens with a larger share of the data than this are partly left out.
+        sample: Tokens with a larger share of the data than this, and than the mean token's, are
+            partly left out.
         user_col: Column of the user, whose rows in order make a sequence: one item a row, or all in
             one row. Empty: each row is a sequence. By default user_id for items, empty for words.
         sequence_col: Column of the tokens; items that share a row are separated by spaces or
@@ -240,7 +245,8 @@ def to_sequences(log: pd.DataFrame, config: Config) -> Sequences:
         cells = [split(cell) if isinstance(cell, str) else [] for cell in tokens]
         tokens = pd.Series(cells, index=log.index).explode()
         users = users[tokens.index]
-    return sequences.encode(users, tokens, min_count=config.min_count)
+    test_share = _TEST_SHARE_OF_TEXTS if config.mode == "word2vec" else 1.0
+    return sequences.encode(users, tokens, min_count=config.min_count, test_share=test_share)
 
 
 def fit(data: Sequences, config: Config) -> tuple[TokenVectors, Vectors]:
@@ -256,8 +262,10 @@ def fit(data: Sequences, config: Config) -> tuple[TokenVectors, Vectors]:
         for items in data.train
         for part in np.split(items, range(_MAX_SEQUENCE, len(items), _MAX_SEQUENCE))
     ]
+    n_tokens = max(1, sum(map(len, sentences)))
+    epochs = max(config.epochs, min(_MAX_PASSES, _MIN_TOKENS // n_tokens))
     logging.getLogger("gensim").setLevel(logging.WARNING)
-    with tqdm(total=config.epochs, unit="epoch", disable=None, leave=False) as bar:
+    with tqdm(total=epochs, unit="epoch", disable=None, leave=False) as bar:
         model = Word2Vec(
             sentences,
             vector_size=config.dim,
@@ -266,8 +274,8 @@ def fit(data: Sequences, config: Config) -> tuple[TokenVectors, Vectors]:
             sg=1,
             negative=config.negative,
             ns_exponent=MODES[config.mode].ns_exponent,
-            sample=config.sample,
-            epochs=config.epochs,
+            sample=max(config.sample, 1 / len(data.vocabulary)),
+            epochs=epochs,
             seed=config.seed,
             workers=1,  # more would share the vectors without locks: never the same twice
             callbacks=[_Progress(bar)],

@@ -25,6 +25,7 @@ from training.sources import DataError
 from training.tables import metric_table
 
 TWEEDIE_POWER = 1.5  # between a Poisson's 1 and a gamma's 2: mostly zeros, then amounts
+DEFAULT_WEIGHTS = (1.0, 0.3, 0.2)
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Config(rankers.RankerConfig, FitConfig):
     Attributes:
         targets: Columns to predict, separated by commas; the first one must be binary.
         tasks: Their names in an answer, in the same order.
-        task_weights: Weights of their losses.
+        task_weights: Weights of their losses; for another number of tasks than the default's, by
+            default 1 each.
         embedding_dim: Width of an embedding.
         n_experts: Number of experts.
         expert_hidden: Widths of an expert.
@@ -47,7 +49,7 @@ class Config(rankers.RankerConfig, FitConfig):
 
     targets: str = "label,watch_time,gmv"
     tasks: str = "ctr,watch_time,gmv"
-    task_weights: tuple[float, ...] = (1.0, 0.3, 0.2)
+    task_weights: tuple[float, ...] = DEFAULT_WEIGHTS
     embedding_dim: int = 8
     n_experts: int = 3
     expert_hidden: tuple[int, ...] = (32,)
@@ -127,14 +129,23 @@ class MMoEEvaluation(rankers.RankerEvaluation):
         return self.labels, results[:, 0]
 
 
+def _weights(config: Config, n_tasks: int) -> tuple[float, ...]:
+    is_default = config.task_weights == DEFAULT_WEIGHTS
+    other = is_default and n_tasks != len(DEFAULT_WEIGHTS)
+    return (1.0,) * n_tasks if other else config.task_weights
+
+
 def evaluation(config: Config, columns: Sequence[str] = ()) -> MMoEEvaluation:
     """What the model is judged on, with further columns to slice by."""
     targets, tasks = runs.names(config.targets), runs.names(config.tasks)
-    if not len(targets) == len(tasks) == len(config.task_weights):
+    weights = _weights(config, len(tasks))
+    if not len(targets) == len(tasks) == len(weights):
         raise DataError(
             f"--targets, --tasks and --task-weights: expected as many of each, got {len(targets)}, "
-            f"{len(tasks)} and {len(config.task_weights)}"
+            f"{len(tasks)} and {len(weights)}"
         )
+    if len(set(tasks)) < len(tasks):
+        raise DataError(f"--tasks {config.tasks}: expected each name once")
     return MMoEEvaluation(rankers.load(config, targets, columns), config.seed, tasks)
 
 
@@ -188,6 +199,7 @@ def _fit(
 ) -> tuple[MMoE, dict[str, list[float]]]:
     """Train one network for the tasks with these indices; a task alone has one expert."""
     seed_everything(config.seed)
+    weights = _weights(config, len(means))
     network = MMoE(
         data.schema.cardinalities,
         [means[t] for t in tasks],
@@ -200,7 +212,7 @@ def _fit(
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         losses = [
-            config.task_weights[t] * _task_loss(logits[:, i], targets[:, t], means[t])
+            weights[t] * _task_loss(logits[:, i], targets[:, t], means[t])
             for i, t in enumerate(tasks)
         ]
         return torch.stack(losses).sum()

@@ -21,7 +21,7 @@ from torch.nn.functional import dropout, embedding_bag, normalize
 from handlers.networks.two_tower import Tower
 from handlers.token_bags import N_BUCKETS, TokenBags
 
-ARCH_VERSION = 2
+ARCH_VERSION = 3
 META_FILE = "dssm_meta.json"
 WEIGHTS_FILE = "dssm_model.pt"
 

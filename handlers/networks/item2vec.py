@@ -17,6 +17,7 @@ import numpy.typing as npt
 import orjson
 
 from handlers.schema import FIRST_TOKEN_INDEX
+from handlers.token_bags import MARKS
 
 ARCH_VERSION = 1
 META_FILE = "item2vec_meta.json"
@@ -28,11 +29,11 @@ ROW_KEYS = {"item2vec": "sequence", "word2vec": "text"}
 Vectors = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(rf"\w[\w{MARKS}]*")
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, in lower case."""
+    """The words of a text, in lower case; they are what stands between spaces and punctuation."""
     return _WORD.findall(text.lower())
 
 
