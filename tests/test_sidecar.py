@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,7 @@ from tests.conftest import lacking
 from tests.serving import ROOT, Server, make_archive, running_server
 
 START_TIMEOUT_S = 30.0
-BROWSER_TIMEOUT_S = 20.0
+BROWSER_TIMEOUT_S, LOAD_TIMEOUT_S = 60.0, 10.0
 EMBEDDING = [0.25, -0.5, 1.0]
 
 # Answers a row as the protocol says the models do. `sleep_s` makes it slow, `refuse` refuses it.
@@ -520,6 +520,9 @@ def test_page_shows_the_models_and_sends_a_sample(server: Server, tmp_path: Path
 async def evaluate(chromium: str, url: str, script: str, folder: Path) -> str:
     """Load a page in headless Chromium and return what a script evaluates to in it."""
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
+    # Without a network it would go on trying to call home.
+    options += ["--no-first-run", "--disable-background-networking", "--disable-component-update"]
+    options += ["--disable-sync", "--disable-quic"]
     process = await asyncio.create_subprocess_exec(
         *(chromium, *options, f"--user-data-dir={folder}", "about:blank"),
         stdout=subprocess.DEVNULL,
@@ -539,8 +542,7 @@ async def evaluate(chromium: str, url: str, script: str, folder: Path) -> str:
                 pages = [target for target in targets if target["type"] == "page"]
             async with session.ws_connect(pages[0]["webSocketDebuggerUrl"]) as page:
                 await page.send_json({"id": 1, "method": "Page.enable"})
-                await page.send_json({"id": 2, "method": "Page.navigate", "params": {"url": url}})
-                while (await page.receive_json()).get("method") != "Page.loadEventFired":
+                while not await loaded(page, url):
                     pass
                 wanted = {"expression": script, "awaitPromise": True, "returnByValue": True}
                 await page.send_json({"id": 3, "method": "Runtime.evaluate", "params": wanted})
@@ -550,6 +552,17 @@ async def evaluate(chromium: str, url: str, script: str, folder: Path) -> str:
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
+
+
+async def loaded(page: aiohttp.ClientWebSocketResponse, url: str) -> bool:
+    """Go to a page; a browser that has just started may forget it."""
+    await page.send_json({"id": 2, "method": "Page.navigate", "params": {"url": url}})
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LOAD_TIMEOUT_S):
+            while (await page.receive_json()).get("method") != "Page.loadEventFired":
+                pass
+            return True
+    return False
 
 
 def test_generated_requests_get_what_the_openapi_promises(server: Server) -> None:
