@@ -123,9 +123,7 @@ def test_texts_are_read_and_served_alike_in_any_case(
     assert any(calm)
 
 
-def test_few_users_are_enough_to_beat_popularity(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_few_users_are_enough_to_beat_popularity(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     groups = rng.integers(5, size=100)  # each user takes the 20 items of one group
     rows = [(u, f"i{g * 20 + i}") for u, g in enumerate(groups) for i in rng.integers(20, size=10)]

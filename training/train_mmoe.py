@@ -57,6 +57,14 @@ class Config(rankers.RankerConfig, FitConfig):
     dropout: float = 0.0
     single_task: bool = True
 
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Those of the losses, for as many tasks as there are."""
+        n_tasks = len(runs.names(self.tasks))
+        if self.task_weights == DEFAULT_WEIGHTS and n_tasks != len(DEFAULT_WEIGHTS):
+            return (1.0,) * n_tasks
+        return self.task_weights
+
 
 class MMoEEvaluation(rankers.RankerEvaluation):
     """Results are the expectation of each task, [R, T].
@@ -129,20 +137,13 @@ class MMoEEvaluation(rankers.RankerEvaluation):
         return self.labels, results[:, 0]
 
 
-def _weights(config: Config, n_tasks: int) -> tuple[float, ...]:
-    is_default = config.task_weights == DEFAULT_WEIGHTS
-    other = is_default and n_tasks != len(DEFAULT_WEIGHTS)
-    return (1.0,) * n_tasks if other else config.task_weights
-
-
 def evaluation(config: Config, columns: Sequence[str] = ()) -> MMoEEvaluation:
     """What the model is judged on, with further columns to slice by."""
     targets, tasks = runs.names(config.targets), runs.names(config.tasks)
-    weights = _weights(config, len(tasks))
-    if not len(targets) == len(tasks) == len(weights):
+    if not len(targets) == len(tasks) == len(config.weights):
         raise DataError(
             f"--targets, --tasks and --task-weights: expected as many of each, got {len(targets)}, "
-            f"{len(tasks)} and {len(weights)}"
+            f"{len(tasks)} and {len(config.weights)}"
         )
     if len(set(tasks)) < len(tasks):
         raise DataError(f"--tasks {config.tasks}: expected each name once")
@@ -199,7 +200,6 @@ def _fit(
 ) -> tuple[MMoE, dict[str, list[float]]]:
     """Train one network for the tasks with these indices; a task alone has one expert."""
     seed_everything(config.seed)
-    weights = _weights(config, len(means))
     network = MMoE(
         data.schema.cardinalities,
         [means[t] for t in tasks],
@@ -212,7 +212,7 @@ def _fit(
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         losses = [
-            weights[t] * _task_loss(logits[:, i], targets[:, t], means[t])
+            config.weights[t] * _task_loss(logits[:, i], targets[:, t], means[t])
             for i, t in enumerate(tasks)
         ]
         return torch.stack(losses).sum()

@@ -19,7 +19,7 @@ import orjson
 from handlers.schema import FIRST_TOKEN_INDEX
 from handlers.token_bags import MARKS
 
-ARCH_VERSION = 1
+ARCH_VERSION = 2
 META_FILE = "item2vec_meta.json"
 VECTORS_FILES = {"item2vec": "item2vec_vectors.json", "word2vec": "word2vec_vectors.json"}
 OUT_VECTORS_FILES = {mode: f"{mode}_out_vectors.npy" for mode in VECTORS_FILES}
