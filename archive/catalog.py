@@ -8,11 +8,13 @@ from typing import Any
 
 import yaml
 
+from handlers.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG_FILE = "model-config.yaml"
 
 
-class UnknownModelError(ValueError):
+class UnknownModelError(UserError):
     """A name that no model has; the message lists those that there are."""
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from archive.package import MODEL_STORE
 from handlers.errors import ArchiveError
 from handlers.signature import Signature, verify_archive
-from training.tables import metric_table
+from training.metrics.tables import metric_table
 
 
 @dataclass(frozen=True)

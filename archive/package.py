@@ -37,14 +37,14 @@ from handlers.signature import (
     sha256,
     verify_archive,
 )
-from training import artifacts, item_vectors
+from training import artifacts
 
 logger = logging.getLogger(__name__)
 
 MODEL_STORE = Path("model-store")
 SAMPLE_FILE = "sample_request.json"
 # Endings of what training writes for others than the handler.
-NOT_SHIPPED = (".png", GOLDEN_FILE, item_vectors.VECTORS_FILE, item_vectors.IDS_FILE)
+NOT_SHIPPED = (".png", GOLDEN_FILE, artifacts.VECTORS_FILE, artifacts.IDS_FILE)
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold
 
 

@@ -20,7 +20,14 @@ from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
-from handlers.neighbours import INDEX_FILE, MAX_EXACT, MAX_TOP_K, Neighbours, Nodes, Vectors
+from handlers.models.graph_recall import (
+    INDEX_FILE,
+    MAX_EXACT,
+    MAX_TOP_K,
+    Neighbours,
+    Nodes,
+    Vectors,
+)
 
 # As many groups as a graph of a million nodes may have communities.
 N_GROUPS = 2_000

@@ -23,10 +23,10 @@ import torch
 import xgboost as xgb
 from fastapi import FastAPI, Request, Response
 
-from handlers.neighbours import Neighbours
-from handlers.networks import load_network, traced
-from handlers.networks.deepfm import DeepFM
-from handlers.networks.dssm import FeatureDSSM
+from handlers.models.deepfm import DeepFM
+from handlers.models.dssm import FeatureDSSM
+from handlers.models.graph_recall import Neighbours
+from handlers.models.weights import load_network, traced
 
 Matrix = npt.NDArray[np.float32]
 

@@ -14,8 +14,9 @@ from rich import box
 from rich.table import Table
 from tqdm import tqdm
 
-from bench.load import Load, load
-from tests.serving import numbers
+from handlers.errors import UserError
+from serving.load import Load, load
+from serving.testing import numbers
 
 CONNECTIONS = (1, 32, 128)
 COMPARED = 32  # connections at which the targets are set
@@ -28,7 +29,7 @@ SHOWN = (
 )
 
 
-class BenchError(RuntimeError):
+class BenchError(UserError):
     """The bench cannot go on; the message says what to do."""
 
 

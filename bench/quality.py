@@ -35,8 +35,8 @@ from bench.real_data import (
     ML100K_IDS,
     DataSet,
 )
-from tests.models import module, training_script
-from training.runs import INTERRUPTED, names
+from tests.examples import module, training_script
+from training.run import INTERRUPTED, names
 
 VERSION = "quality"
 ORACLE = "oracle"

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bench.measure import COMPARED, Case, Results, Service, Target
-from scripts.serve import SAMPLE_FILE
-from sidecar.app import ROUTES
-from tests.serving import Server
+from serving.rollout import SAMPLE_FILE
+from serving.testing import Server
+from sidecar.http.app import ROUTES
 
 MEASURED = ("/query_embedding", "/recall")
 LEAST_REQUESTS_PER_S = 1_500

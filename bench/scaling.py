@@ -30,14 +30,15 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
 from bench.ann import timed
-from bench.load import LoadError, load
-from handlers.neighbours import MAX_EXACT, Neighbours
-from handlers.networks import network_bytes
-from handlers.networks.deepfm import DeepFM
-from scripts.serve import SAMPLE_FILE
-from tests.serving import Server, running_server
-from training.fit import FitConfig, fit, seed_everything
-from training.synthetic import impressions
+from handlers.models.deepfm import DeepFM
+from handlers.models.graph_recall import MAX_EXACT, Neighbours
+from handlers.models.weights import network_bytes
+from serving.rollout import SAMPLE_FILE
+from serving.load import LoadError, load
+from serving.testing import Server, running_server
+from training.engine.fit import FitConfig, fit
+from training.engine.worker import seed_everything
+from training.tasks.ranking.world import impressions
 
 RESULTS = Path("bench/results")
 SERVED = ("xgb", "deepfm", "mmoe", "two_tower", "item_tower", "user_tower", "dssm", "youtube_dnn")

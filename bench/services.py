@@ -18,9 +18,11 @@ import requests
 from archive.catalog import CONFIG_FILE
 from archive.package import with_config
 from bench.fastapi_service import MODELS_VARIABLE
-from scripts.instance import Settings, free_ports
-from scripts.torchserve import Management, java
-from tests.serving import ROOT, Server, instance_env, make_archive, running_server
+from handlers.errors import UserError
+from serving.ports import free_ports
+from serving.server import Management, java
+from serving.settings import Settings
+from serving.testing import ROOT, Server, instance_env, make_archive, running_server
 
 START_TIMEOUT_S = 60.0
 POLL_INTERVAL_S = 0.1
@@ -40,7 +42,7 @@ class Handler:
 """
 
 
-class ServiceError(RuntimeError):
+class ServiceError(UserError):
     """A service did not come up."""
 
 

@@ -31,7 +31,6 @@ from rich.console import Console
 
 from archive.package import MODEL_STORE
 from bench import routes
-from bench.load import LoadError, generator
 from bench.measure import (
     COMPARED,
     BenchError,
@@ -48,8 +47,9 @@ from bench.measure import (
 )
 from bench.services import DO_NOTHING, ServiceError, default_torchserve, fastapi, our_torchserve
 from handlers.signature import GOLDEN_FILE, SIGNATURE_FILE
-from sidecar.app import ROUTES
-from tests.serving import Server
+from serving.load import LoadError, generator
+from serving.testing import Server
+from sidecar.http.app import ROUTES
 from training.artifacts import write_json
 
 MODELS = ("xgb", "deepfm")

@@ -39,13 +39,13 @@ from rich.table import Table
 from tqdm import tqdm
 
 from archive import catalog, package
-from bench.load import calling
+from archive.registry.store import Registry
 from handlers import logs
-from handlers.errors import ArchiveError
-from scripts.registry import Registry
-from scripts.replay import Golden
-from sidecar.app import ROUTES
-from tests.serving import ROOT, Server, running_server
+from handlers.errors import ArchiveError, UserError
+from serving.load import calling
+from serving.replay import Golden
+from serving.testing import ROOT, Server, running_server
+from sidecar.http.app import ROUTES
 from training import artifacts
 
 RESULTS = Path("bench/results")
@@ -72,7 +72,7 @@ WRAPPERS = {
 logger = logging.getLogger(__name__)
 
 
-class SoakError(RuntimeError):
+class SoakError(UserError):
     """The soak cannot begin; the message says what to do."""
 
 
@@ -389,7 +389,7 @@ def memory(server: Server) -> dict[str, int]:
         try:
             command = " ".join(process.cmdline())
             part = "workers" if "model_service_worker" in command else "Java"
-            part = "sidecar" if "sidecar.app" in command else part
+            part = "sidecar" if "sidecar.http.app" in command else part
             found[part] += process.memory_full_info().pss
         except psutil.NoSuchProcess:  # just killed
             continue

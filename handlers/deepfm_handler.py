@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 
 from handlers.feature_rows import FeatureRowsHandler, Scores
-from handlers.networks import load_network, traced
-from handlers.networks.deepfm import ARCH_VERSION, META_FILE, WEIGHTS_FILE, DeepFM
+from handlers.models.deepfm import ARCH_VERSION, META_FILE, WEIGHTS_FILE, DeepFM
+from handlers.models.weights import load_network, traced
 from handlers.schema import Matrix
 
 

@@ -10,10 +10,10 @@ import torch
 from msgspec.structs import astuple
 
 from handlers.base import CHUNK_ROWS, Predictions, RecHandler, Vectors
-from handlers.networks import load_network
-from handlers.networks.dssm import ARCH_VERSION, META_FILE, WEIGHTS_FILE, FeatureDSSM, TextDSSM
+from handlers.models.dssm import ARCH_VERSION, META_FILE, WEIGHTS_FILE, FeatureDSSM, TextDSSM
+from handlers.models.text import TokenBags, buckets, words
+from handlers.models.weights import load_network
 from handlers.schema import VOCABULARIES_FILE, Feature, FeatureSchema, canonical_token
-from handlers.token_bags import TokenBags, buckets, words
 
 
 class DSSMHandler(RecHandler):

@@ -11,6 +11,13 @@ _TYPES = {
 }
 
 
+class UserError(Exception):
+    """The user can put this right; the message says where, what was expected and what to do.
+
+    Every command prints the message of a UserError without a traceback, and fails.
+    """
+
+
 class RequestError(ValueError):
     """One request cannot be answered; its batch-mates are not concerned.
 
@@ -31,5 +38,5 @@ class RequestError(ValueError):
         return orjson.dumps({"code": self.status, "type": _TYPES[self.status], "message": message})
 
 
-class ArchiveError(ValueError):
+class ArchiveError(UserError):
     """An archive or artifact folder must not be served: incomplete, altered, or skewed."""

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from handlers.base import RecHandler, Vectors
-from handlers.neighbours import (
+from handlers.models.graph_recall import (
     ARCH_VERSION,
     DEFAULT_TOP_K,
     MAX_TOP_K,

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 
 from handlers.base import RecHandler
-from handlers.networks.item2vec import (
+from handlers.models.item2vec import (
     ARCH_VERSION,
     META_FILE,
     OUT_VECTORS_FILES,

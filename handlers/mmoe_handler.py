@@ -9,8 +9,8 @@ import torch
 
 from handlers.base import Predictions
 from handlers.feature_rows import FeatureRowsHandler, Scores
-from handlers.networks import load_network, traced
-from handlers.networks.mmoe import ARCH_VERSION, META_FILE, WEIGHTS_FILE, MMoE
+from handlers.models.mmoe import ARCH_VERSION, META_FILE, WEIGHTS_FILE, MMoE
+from handlers.models.weights import load_network, traced
 from handlers.schema import Matrix
 
 

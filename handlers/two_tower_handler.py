@@ -8,8 +8,8 @@ import torch
 
 from handlers.base import CHUNK_ROWS, Vectors
 from handlers.feature_rows import FeatureRowsHandler, Scores
-from handlers.networks import load_network
-from handlers.networks.two_tower import ARCH_VERSION, META_FILE, WEIGHTS_FILE, TwoTower
+from handlers.models.two_tower import ARCH_VERSION, META_FILE, WEIGHTS_FILE, TwoTower
+from handlers.models.weights import load_network
 from handlers.schema import VOCABULARIES_FILE, FeatureSchema, Matrix
 
 

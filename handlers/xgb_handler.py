@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import ClassVar
 
-from handlers.dense_booster import DenseBooster
 from handlers.feature_rows import FeatureRowsHandler, Scores
+from handlers.models.xgb import ARCH_VERSION, BOOSTER_FILE, META_FILE, DenseBooster, TreeInputs
 from handlers.schema import Matrix
-from handlers.tree_inputs import ARCH_VERSION, BOOSTER_FILE, META_FILE, TreeInputs
 
 
 class XgbHandler(FeatureRowsHandler):

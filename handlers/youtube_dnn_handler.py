@@ -10,8 +10,8 @@ import torch
 from msgspec.structs import astuple
 
 from handlers.base import Predictions, RecHandler, Vectors
-from handlers.networks import load_network
-from handlers.networks.youtube_dnn import (
+from handlers.models.weights import load_network
+from handlers.models.youtube_dnn import (
     ARCH_VERSION,
     FEATURES_KEY,
     HISTORY_KEY,

@@ -26,14 +26,21 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from archive.registry.store import (
+    CHALLENGER,
+    CHAMPION,
+    PREVIOUS,
+    Registry,
+    RegistryConfig,
+    RegistryError,
+)
 from handlers import logs
-from handlers.errors import ArchiveError
+from handlers.errors import ArchiveError, UserError
 from handlers.signature import first_difference, verify_archive
-from scripts.instance import ServeError, Settings
-from scripts.registry import CHALLENGER, CHAMPION, PREVIOUS, Registry, RegistryConfig, RegistryError
-from scripts.replay import TOP_K, Distance, Golden, Replay, RequestsError, read_requests, replay
-from sidecar.rollout import RolloutError, changing, drain, loaded, retire
-from sidecar.torchserve import TorchServe, TorchServeError
+from serving.client import TorchServe, TorchServeError
+from serving.replay import TOP_K, Distance, Golden, Replay, RequestsError, read_requests, replay
+from serving.rollout import RolloutError, changing, drain, loaded, retire
+from serving.settings import ServeError, Settings
 
 PROBE_INTERVAL_S = 0.1
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -42,7 +49,7 @@ SCRATCH = ".deploying"  # a folder in each store
 logger = logging.getLogger(__name__)
 
 
-class DeployError(Exception):
+class DeployError(UserError):
     """A step failed; the message says where, which and why."""
 
 

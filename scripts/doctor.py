@@ -23,13 +23,15 @@ from rich.console import Console
 from rich.table import Table
 
 from archive import catalog
-from bench.load import generator
 from handlers.errors import ArchiveError
 from handlers.signature import GOLDEN_FILE, Signature, sha256, verify_archive
-from scripts import instance, torchserve
-from scripts.budget import JAVA_BYTES, WORKER_BYTES, Budget
-from scripts.instance import ServeError, Settings
 from scripts.serve import Archive
+from serving import run_folder as instance
+from serving import server as torchserve
+from serving.budget import JAVA_BYTES, WORKER_BYTES, Budget
+from serving.load import generator
+from serving.ports import check_ports
+from serving.settings import ServeError, Settings
 from training import artifacts
 from training.artifacts import ArtifactError
 
@@ -129,7 +131,7 @@ def ports(patient: Patient) -> Iterator[Finding]:
     """The ports are free, unless by this instance."""
     if not patient.running:
         try:
-            instance.check_ports(patient.settings)
+            check_ports(patient.settings)
         except ServeError as error:
             yield Finding.of(error)
 

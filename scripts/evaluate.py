@@ -29,18 +29,18 @@ from rich.console import Console
 from rich.table import Table
 
 from archive import catalog, package
+from archive.gate import isolated_worker as answers
+from archive.gate.compare import Comparison, GateError, Scored, compare
+from archive.gate.report import Page
+from archive.registry.store import CHAMPION, RegistryConfig, RegistryError
 from handlers import logs
 from handlers.errors import ArchiveError
 from handlers.signature import Signature, verify_archive
-from scripts import answers
-from scripts.comparison import Comparison, GateError, Scored, compare
-from scripts.registry import CHAMPION, RegistryConfig, RegistryError
-from scripts.report import Page
 from training import artifacts
+from training.data.tables import DataError
+from training.engine.worker import TrainingError
 from training.evaluation import ALL, Answers, Evaluation
-from training.fit import TrainingError
-from training.runs import INTERRUPTED, names
-from training.sources import DataError
+from training.run import INTERRUPTED, names
 
 logger = logging.getLogger(__name__)
 

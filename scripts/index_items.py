@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 from archive import catalog
 from handlers import logs
-from sidecar.vectors import connected
+from serving.milvus import connected
 from training import artifacts
-from training.item_vectors import IDS_FILE, VECTORS_FILE
+from training.artifacts import IDS_FILE, VECTORS_FILE
 
 logger = logging.getLogger(__name__)
 

@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from archive import catalog, package
+from archive.registry.store import CHALLENGER, CHAMPION, RegistryConfig, RegistryError
 from handlers import logs
 from handlers.errors import ArchiveError
-from scripts.registry import CHALLENGER, CHAMPION, RegistryConfig, RegistryError
-from sidecar.rollout import RolloutError, changing
+from serving.rollout import RolloutError, changing
 from training import artifacts
 
 logger = logging.getLogger(__name__)

@@ -31,10 +31,13 @@ from archive.catalog import model_names
 from handlers import logs
 from handlers.errors import ArchiveError
 from handlers.signature import verify_archive
-from scripts import instance, sidecar, torchserve
-from scripts.child import Child, tail
-from scripts.instance import ServeError, Settings
-from scripts.torchserve import Management, ModelVersion
+from serving import run_folder as instance
+from serving import server as torchserve
+from serving import sidecar_process as sidecar
+from serving.ports import check_ports
+from serving.process import Child, tail
+from serving.server import Management, ModelVersion
+from serving.settings import ServeError, Settings
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 40.0
@@ -116,7 +119,7 @@ def start(settings: Settings) -> int:
     """
     with instance.claim(settings.run_folder):
         archives = read_archives(settings)
-        instance.check_ports(settings)
+        check_ports(settings)
         server = torchserve.launch(
             settings, ",".join(f"{archive.name}={archive.name}.mar" for archive in archives)
         )

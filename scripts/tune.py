@@ -31,16 +31,18 @@ from tqdm import tqdm
 
 from archive import catalog
 from archive.package import MODEL_STORE, with_config
-from bench.load import Load, LoadError, generator, load
 from handlers import logs
-from handlers.errors import ArchiveError
+from handlers.errors import ArchiveError, UserError
 from handlers.signature import verify_archive
-from scripts import instance, torchserve
-from scripts.budget import JAVA_BYTES, Budget
-from scripts.instance import ServeError, Settings
-from scripts.replay import Golden, RequestsError, read_requests, replay
-from sidecar.rollout import RolloutError, loaded, retire
-from sidecar.torchserve import TorchServe, TorchServeError
+from serving import run_folder as instance
+from serving import server as torchserve
+from serving.budget import JAVA_BYTES, Budget
+from serving.client import TorchServe, TorchServeError
+from serving.load import Load, LoadError, generator, load
+from serving.ports import free_ports
+from serving.replay import Golden, RequestsError, read_requests, replay
+from serving.rollout import RolloutError, loaded, retire
+from serving.settings import ServeError, Settings
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 DELAYS_MS = (1, 2, 5, 10)
@@ -56,7 +58,7 @@ NOTE = "# tuned"
 logger = logging.getLogger(__name__)
 
 
-class TuneError(Exception):
+class TuneError(UserError):
     """The settings cannot be measured, or none is good; the message says why."""
 
 
@@ -325,7 +327,7 @@ async def empty_torchserve(scratch: Path) -> AsyncIterator[tuple[TorchServe, Set
         ServeError: If it does not start.
     """
     names = ("INFERENCE_PORT", "MANAGEMENT_PORT", "METRICS_PORT", "SIDECAR_PORT")
-    ports = map(str, instance.free_ports(len(names)))
+    ports = map(str, free_ports(len(names)))
     places = {"MODEL_STORE": f"{scratch}/store", "LOG_LOCATION": f"{scratch}/logs"}
     settings = Settings.from_env({**dict(zip(names, ports, strict=True)), **places})
     settings.model_store.mkdir()

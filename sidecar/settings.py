@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from handlers.errors import UserError
 
-class SettingsError(ValueError):
+
+class SettingsError(UserError):
     """A variable's value makes no sense; the message says what was expected."""
 
 

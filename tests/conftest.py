@@ -18,11 +18,11 @@ import requests
 import s3fs
 
 from archive import catalog, package
-from scripts import torchserve
-from scripts.instance import ServeError
-from tests.models import Example, examples, model_names, train
-from tests.s3 import CREDENTIALS, s3_server
-from tests.serving import Server, running_server
+from serving import server as torchserve
+from serving.settings import ServeError
+from serving.testing import Server, running_server
+from tests.examples import Example, examples, model_names, train
+from tests.services.s3 import CREDENTIALS, s3_server
 
 STATUS = pytest.StashKey[int]()
 

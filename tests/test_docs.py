@@ -59,7 +59,7 @@ def test_every_file_that_a_page_names_exists(page: str) -> None:
         check=True,
     ).stdout.splitlines()
     named = re.findall(
-        r"`((?:handlers|training|archive|scripts|sidecar|bench)/[\w/]+\.\w+)", read(page)
+        r"`((?:handlers|training|serving|archive|scripts|sidecar|bench)/[\w/]+\.\w+)", read(page)
     )
     assert [name for name in named if name not in tracked] == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -9,14 +10,16 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from handlers.errors import UserError
 from handlers.schema import SCHEMA_VERSION
 from handlers.signature import library_versions, sha256
 
@@ -26,7 +29,7 @@ META_PATTERN = "*_meta.json"
 logger = logging.getLogger(__name__)
 
 
-class ArtifactError(ValueError):
+class ArtifactError(UserError):
     """An artifact folder is missing or not usable; the message says what to do."""
 
 
@@ -167,3 +170,29 @@ def _git_sha() -> str | None:
         check=False,
     )
     return result.stdout.strip() or None
+
+
+VECTORS_FILE = "item_vectors.npy"
+
+
+IDS_FILE = "item_ids.json"
+
+
+def space_id(weights: bytes, features: Any) -> str:
+    """Name the space that a network embeds in: vectors of two spaces cannot be compared.
+
+    Args:
+        weights: Content of the weights file.
+        features: The network's inputs as the meta file holds them.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    schema = json.dumps(features, sort_keys=True).encode()
+    return hashlib.sha256(weights + schema).hexdigest()[:16]
+
+
+def save_item_vectors(folder: Path, ids: Sequence[str], vectors: npt.NDArray[np.float32]) -> None:
+    """Write the vectors, float32 [N, D], and the items' ids in the same order."""
+    np.save(folder / VECTORS_FILE, vectors, allow_pickle=False)
+    (folder / IDS_FILE).write_text(json.dumps(list(ids)))

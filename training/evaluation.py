@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from training.retrieval import Indices
+from training.metrics.retrieval import Indices
 
 # Of one scorer for the whole test split, [R] or [R, ...].
 Results = npt.NDArray[Any]

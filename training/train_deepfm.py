@@ -12,13 +12,17 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from handlers.networks import save_network
-from handlers.networks.deepfm import ARCH_VERSION, META_FILE, WEIGHTS_FILE, DeepFM
+from handlers.models.deepfm import ARCH_VERSION, META_FILE, WEIGHTS_FILE, DeepFM
+from handlers.models.weights import save_network
 from handlers.schema import Matrix
-from training import rankers, runs, validation
-from training.curves import save_curves
-from training.fit import FitConfig, fit, predict, seed_everything
-from training.tables import metric_table
+from training import run as runs
+from training.data import validation
+from training.engine.fit import FitConfig, fit, predict
+from training.engine.worker import seed_everything
+from training.metrics.curves import save_curves
+from training.metrics.tables import metric_table
+from training.tasks.ranking import data as rankers
+from training.tasks.ranking.evaluation import RankerEvaluation
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,9 @@ class Config(rankers.RankerConfig, FitConfig):
     dropout: float = 0.0
 
 
-def evaluation(config: Config, columns: Sequence[str] = ()) -> rankers.RankerEvaluation:
+def evaluation(config: Config, columns: Sequence[str] = ()) -> RankerEvaluation:
     """What the model is judged on, with further columns to slice by."""
-    return rankers.RankerEvaluation(rankers.load(config, [config.label], columns), config.seed)
+    return RankerEvaluation(rankers.load(config, [config.label], columns), config.seed)
 
 
 def train(config: Config) -> Path:

@@ -11,8 +11,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from handlers.networks import network_bytes
-from handlers.networks.dssm import (
+from handlers.models.dssm import (
     ARCH_VERSION,
     DSSM,
     META_FILE,
@@ -20,14 +19,20 @@ from handlers.networks.dssm import (
     FeatureDSSM,
     TextDSSM,
 )
-from handlers.networks.two_tower import Tower
-from handlers.token_bags import TokenBags, ragged
-from training import runs, searches, validation
-from training.curves import save_curves
-from training.fit import FitConfig, fit_steps, hide_some, seed_everything
-from training.item_vectors import save_item_vectors, space_id
-from training.metrics import Array, ranking_report
-from training.tables import metric_table
+from handlers.models.text import TokenBags, ragged
+from handlers.models.two_tower import Tower
+from handlers.models.weights import network_bytes
+from training import run as runs
+from training.artifacts import save_item_vectors, space_id
+from training.data import validation
+from training.engine.fit import FitConfig, fit_steps, hide_some
+from training.engine.worker import seed_everything
+from training.golden import Golden
+from training.metrics.curves import save_curves
+from training.metrics.ranking import Array, ranking_report
+from training.metrics.tables import metric_table
+from training.tasks.search import data as searches
+from training.tasks.search.evaluation import SearchEvaluation, calibration_pairs
 
 AT_ONCE = 8192  # vectors that are computed, or compared, in one call
 NEVER = -1e4  # the logit of what is not compared
@@ -61,9 +66,9 @@ class Config(searches.SearchConfig, FitConfig):
     max_docs: int = 2048
 
 
-def evaluation(config: Config, _: Sequence[str] = ()) -> searches.SearchEvaluation:
+def evaluation(config: Config, _: Sequence[str] = ()) -> SearchEvaluation:
     """What the model is judged on."""
-    return searches.SearchEvaluation(searches.load(config))
+    return SearchEvaluation(searches.load(config))
 
 
 def train(config: Config) -> Path:
@@ -78,7 +83,7 @@ def train(config: Config) -> Path:
     calibrate(network, data, docs)
 
     queries = embed(network.query, data.test.queries)
-    pairs = searches.calibration_pairs(data, data.test)
+    pairs = calibration_pairs(data, data.test)
     labels, probabilities = pairs[2].numpy(), probability(network, queries, docs, *pairs[:2])
     if data.labelled:
         reports = test.reports("dssm", probabilities)
@@ -96,7 +101,7 @@ def train(config: Config) -> Path:
         config,
         arch_version=ARCH_VERSION,
         reports=reports,
-        golden=runs.Golden(rows, embed(network.query, inputs).tolist()),
+        golden=Golden(rows, embed(network.query, inputs).tolist()),
         vocabularies=data.vocabularies,
         text=config.text,
         embed_dim=config.embed_dim,
@@ -233,7 +238,7 @@ def embed(tower: nn.Module, inputs: searches.Inputs) -> Tensor:
 
 def calibrate(network: DSSM, data: searches.SearchData, docs: Tensor) -> None:
     """Fit slope and intercept alone to the validation split (Platt, 1999)."""
-    row, column, labels = searches.calibration_pairs(data, data.valid)
+    row, column, labels = calibration_pairs(data, data.valid)
     cosines = _cosines(embed(network.query, data.valid.queries), docs, row, column)
     optimizer = torch.optim.LBFGS(
         [network.log_slope, network.intercept], max_iter=100, line_search_fn="strong_wolfe"

@@ -18,7 +18,7 @@ from gensim.models.callbacks import CallbackAny2Vec
 from rich.console import Console
 from tqdm import tqdm
 
-from handlers.networks.item2vec import (
+from handlers.models.item2vec import (
     ARCH_VERSION,
     META_FILE,
     OUT_VECTORS_FILES,
@@ -29,15 +29,18 @@ from handlers.networks.item2vec import (
     words,
 )
 from handlers.schema import FIRST_TOKEN_INDEX, Feature, FeatureSchema
-from training import runs, sequences, validation
+from training import run as runs
+from training.data import validation
+from training.data.files import read_parquet
+from training.data.tables import DataError, DataSet, read_table
 from training.evaluation import Results
-from training.files import read_parquet
-from training.rankers import GOLDEN_ROWS, UNKNOWN_TOKEN
-from training.retrieval import Scores
-from training.sequences import Holdout, Scorer, Sequences
-from training.sources import DataError, DataSet, read_table
-from training.tables import metric_table
-from training.worlds_sequences import (
+from training.golden import GOLDEN_ROWS, UNKNOWN_TOKEN, Golden
+from training.metrics.retrieval import Scores
+from training.metrics.tables import metric_table
+from training.tasks.next_item import data as sequences
+from training.tasks.next_item.data import Holdout, Sequences
+from training.tasks.next_item.evaluation import Scorer, SequencesEvaluation
+from training.tasks.next_item.world import (
     CORPUS_FILE,
     SEQUENCES_FILE,
     TOKENS_TRUTH_FILE,
@@ -146,7 +149,7 @@ class Config(runs.RunConfig):
     gen: bool = True
 
 
-class TokensEvaluation(sequences.SequencesEvaluation):
+class TokensEvaluation(SequencesEvaluation):
     """The last token of each sequence, to be found by the ones before it.
 
     Args:
@@ -326,7 +329,7 @@ def same_cluster(vectors: TokenVectors, truth: Path) -> tuple[float, float]:
     return float(share), float(chance)
 
 
-def golden(data: Sequences, vectors: TokenVectors, mode: str) -> runs.Golden:
+def golden(data: Sequences, vectors: TokenVectors, mode: str) -> Golden:
     """Rows as callers send them, with the mean vectors of their known tokens."""
     key, names = ROW_KEYS[mode], ["", UNKNOWN_TOKEN, *data.vocabulary]
     recent = [[names[i] for i in items[-20:]] for items in data.train[: GOLDEN_ROWS - 3]]
@@ -342,7 +345,7 @@ def golden(data: Sequences, vectors: TokenVectors, mode: str) -> runs.Golden:
         tokens = words(row.get(key, "")) if key == "text" else row.get(key, [])
         known = [by_token[token] for token in tokens if token in by_token]
         predictions.append(np.mean(known, axis=0) if known else zeros)
-    return runs.Golden(rows, np.array(predictions, dtype=np.float64).tolist())
+    return Golden(rows, np.array(predictions, dtype=np.float64).tolist())
 
 
 def row_schema(mode: str, vocabulary: Sequence[str]) -> FeatureSchema:

@@ -13,16 +13,20 @@ from sklearn.linear_model import LogisticRegression, TweedieRegressor
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from handlers.networks import save_network
-from handlers.networks.mmoe import ARCH_VERSION, META_FILE, WEIGHTS_FILE, MMoE
+from handlers.models.mmoe import ARCH_VERSION, META_FILE, WEIGHTS_FILE, MMoE
+from handlers.models.weights import save_network
 from handlers.schema import Matrix
-from training import rankers, runs, validation
-from training.curves import save_curves
+from training import run as runs
+from training.data import validation
+from training.data.tables import DataError
+from training.engine.fit import FitConfig, fit, predict
+from training.engine.worker import seed_everything
 from training.evaluation import ALL, Answers, Results, Rows
-from training.fit import FitConfig, fit, predict, seed_everything
-from training.metrics import Array, calibration_ratio, ranking_report, spearman, top_share
-from training.sources import DataError
-from training.tables import metric_table
+from training.metrics.curves import save_curves
+from training.metrics.ranking import Array, calibration_ratio, ranking_report, spearman, top_share
+from training.metrics.tables import metric_table
+from training.tasks.ranking import data as rankers
+from training.tasks.ranking.evaluation import RankerEvaluation
 
 TWEEDIE_POWER = 1.5  # between a Poisson's 1 and a gamma's 2: mostly zeros, then amounts
 DEFAULT_WEIGHTS = (1.0, 0.3, 0.2)
@@ -66,7 +70,7 @@ class Config(rankers.RankerConfig, FitConfig):
         return self.task_weights
 
 
-class MMoEEvaluation(rankers.RankerEvaluation):
+class MMoEEvaluation(RankerEvaluation):
     """Results are the expectation of each task, [R, T].
 
     Args:

@@ -22,7 +22,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 from tqdm import tqdm
 
-from handlers.neighbours import (
+from handlers.models.graph_recall import (
     ARCH_VERSION,
     DEFAULT_TOP_K,
     MAX_TOP_K,
@@ -31,9 +31,13 @@ from handlers.neighbours import (
     Vectors,
 )
 from handlers.schema import Feature, FeatureSchema
-from training import link_prediction, runs, validation
-from training.files import read_parquet
-from training.graphs import (
+from training import run as runs
+from training.data import validation
+from training.data.files import read_parquet
+from training.golden import Golden
+from training.metrics.tables import metric_table
+from training.tasks.links import evaluation as link_prediction
+from training.tasks.links.data import (
     EDGES_STEM,
     EDGES_SUFFIXES,
     SOURCE,
@@ -43,10 +47,9 @@ from training.graphs import (
     read_edges,
     to_edges,
 )
-from training.link_prediction import LinksEvaluation
-from training.tables import metric_table
-from training.walks import NO_NODE, Walker
-from training.worlds_graph import TRUTH_FILE, expected_edges, generate_communities
+from training.tasks.links.evaluation import LinksEvaluation
+from training.tasks.links.walks import NO_NODE, Walker
+from training.tasks.links.world import TRUTH_FILE, expected_edges, generate_communities
 
 MODEL = "graph_recall"
 DEFAULT_DATA = Path("data/graph")
@@ -210,7 +213,7 @@ class _Walks:
             self.bar.update(len(walks))
 
 
-def golden(ids: Sequence[str], neighbours: Neighbours) -> runs.Golden:
+def golden(ids: Sequence[str], neighbours: Neighbours) -> Golden:
     """Rows as callers send them, with the nearest nodes of those that are known."""
     nodes = np.linspace(0, len(ids) - 1, GOLDEN_ROWS - 2).astype(np.int64)
     top_k = [DEFAULT_TOP_K] * len(nodes)
@@ -224,7 +227,7 @@ def golden(ids: Sequence[str], neighbours: Neighbours) -> runs.Golden:
     ]
     rows += [{"user_id": UNKNOWN_ID, "top_k": 5}, {}]
     predictions += [{"item_ids": [], "scores": []}] * 2
-    return runs.Golden(rows, predictions)
+    return Golden(rows, predictions)
 
 
 def _truth(ids: Sequence[str]) -> pd.DataFrame:

@@ -15,17 +15,20 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from handlers.networks import network_bytes
-from handlers.networks.two_tower import ARCH_VERSION, META_FILE, WEIGHTS_FILE, TwoTower
+from handlers.models.two_tower import ARCH_VERSION, META_FILE, WEIGHTS_FILE, TwoTower
+from handlers.models.weights import network_bytes
 from handlers.schema import FeatureSchema
-from training import choices, runs, validation
-from training.choices import Choices
-from training.curves import save_loss
-from training.fit import FitConfig, fit_steps, hide_some, predict, seed_everything
-from training.item_vectors import save_item_vectors, space_id
-from training.rankers import golden_matrix
-from training.runs import Golden
-from training.tables import metric_table
+from training import run as runs
+from training.artifacts import save_item_vectors, space_id
+from training.data import validation
+from training.engine.fit import FitConfig, fit_steps, hide_some, predict
+from training.engine.worker import seed_everything
+from training.golden import Golden, golden_matrix
+from training.metrics.curves import save_loss
+from training.metrics.tables import metric_table
+from training.tasks.retrieval import data as choices
+from training.tasks.retrieval.data import Choices
+from training.tasks.retrieval.evaluation import ChoicesEvaluation
 
 # Validation choices whose logits for the whole catalogue are in memory at once.
 VALID_ROWS = 256
@@ -61,9 +64,9 @@ class Config(choices.ChoicesConfig, FitConfig):
     patience: int = 5
 
 
-def evaluation(config: Config, _: Sequence[str] = ()) -> choices.ChoicesEvaluation:
+def evaluation(config: Config, _: Sequence[str] = ()) -> ChoicesEvaluation:
     """What the model is judged on."""
-    return choices.ChoicesEvaluation(choices.load(config))
+    return ChoicesEvaluation(choices.load(config))
 
 
 def train(config: Config) -> Path:

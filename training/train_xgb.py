@@ -12,13 +12,17 @@ import xgboost as xgb
 from rich.console import Console
 from tqdm import tqdm
 
+from handlers.models.xgb import ARCH_VERSION, BOOSTER_FILE, META_FILE, TreeInputs
 from handlers.schema import Matrix
-from handlers.tree_inputs import ARCH_VERSION, BOOSTER_FILE, META_FILE, TreeInputs
-from training import rankers, runs, validation
-from training.curves import save_curves
-from training.fit import History, Worker
-from training.tables import metric_table
-from training.target_encoding import fit_target_encodings
+from training import run as runs
+from training.data import validation
+from training.engine.fit import History
+from training.engine.worker import Worker
+from training.metrics.curves import save_curves
+from training.metrics.tables import metric_table
+from training.tasks.ranking import data as rankers
+from training.tasks.ranking.evaluation import RankerEvaluation
+from training.tasks.ranking.target_encoding import fit_target_encodings
 
 # Sums over threads round differently for each number of them: a fixed one repeats on any machine.
 N_THREADS = 2
@@ -58,9 +62,9 @@ class Config(rankers.RankerConfig):
     normalize: bool = False
 
 
-def evaluation(config: Config, columns: Sequence[str] = ()) -> rankers.RankerEvaluation:
+def evaluation(config: Config, columns: Sequence[str] = ()) -> RankerEvaluation:
     """What the model is judged on, with further columns to slice by."""
-    return rankers.RankerEvaluation(rankers.load(config, [config.label], columns), config.seed)
+    return RankerEvaluation(rankers.load(config, [config.label], columns), config.seed)
 
 
 def train(config: Config) -> Path:
@@ -116,7 +120,7 @@ def _fit(config: Config, train: Rows, valid: Rows) -> tuple[xgb.Booster, History
     limit = MAX_LEAF_SHARE * len(train[1]) * mean * (1 - mean)
     config = replace(config, min_child_weight=min(config.min_child_weight, limit))
     if config.engine == "ray":
-        from training import distributed  # Ray is an extra
+        from training.engine import ray as distributed  # Ray is an extra
 
         n = config.num_workers
         shares = [[(x[i::n], y[i::n]) for x, y in (train, valid)] for i in range(n)]

@@ -17,8 +17,8 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from handlers.networks import network_bytes
-from handlers.networks.youtube_dnn import (
+from handlers.models.weights import network_bytes
+from handlers.models.youtube_dnn import (
     ARCH_VERSION,
     FEATURES_KEY,
     HISTORY_KEY,
@@ -28,18 +28,23 @@ from handlers.networks.youtube_dnn import (
     pad_histories,
 )
 from handlers.schema import FIRST_TOKEN_INDEX, MISSING_INDEX, OOV_INDEX, FeatureSchema
-from training import rankers, runs, sequences, validation
-from training.curves import save_loss
-from training.features import fit_schema, to_matrix
-from training.fit import OOV_SHARE, FitConfig, fit_steps, hide_some, seed_everything
-from training.item_vectors import save_item_vectors, space_id
-from training.rankers import UNKNOWN_TOKEN, golden_matrix
-from training.retrieval import Indices, Scores
-from training.runs import names
-from training.sequences import Holdout, Sequences
-from training.sources import DataError, read_table
-from training.tables import metric_table
-from training.worlds_sequences import SEQUENCES_FILE, generate_sequences
+from training import run as runs
+from training.artifacts import save_item_vectors, space_id
+from training.data import validation
+from training.data.features import fit_schema, to_matrix
+from training.data.tables import DataError, read_table
+from training.engine.fit import OOV_SHARE, FitConfig, fit_steps, hide_some
+from training.engine.worker import seed_everything
+from training.golden import UNKNOWN_TOKEN, Golden, golden_matrix, request_rows
+from training.golden import golden_rows as tabular_rows
+from training.metrics.curves import save_loss
+from training.metrics.retrieval import Indices, Scores
+from training.metrics.tables import metric_table
+from training.run import names
+from training.tasks.next_item import data as sequences
+from training.tasks.next_item.data import Holdout, Sequences
+from training.tasks.next_item.evaluation import SequencesEvaluation
+from training.tasks.next_item.world import SEQUENCES_FILE, generate_sequences
 
 DEFAULT_FOLDER = Path("data/sequences")
 # Users embedded at once.
@@ -128,7 +133,7 @@ class Dataset:
     sha256: str
 
 
-class YouTubeDNNEvaluation(sequences.SequencesEvaluation):
+class YouTubeDNNEvaluation(SequencesEvaluation):
     """The last item of each user, to be found by the user's features and history."""
 
     floor = "popularity"
@@ -143,7 +148,7 @@ class YouTubeDNNEvaluation(sequences.SequencesEvaluation):
     def rows(self) -> list[Any]:
         """Features and histories."""
         tokens = ["", UNKNOWN_TOKEN, *self.data.sequences.vocabulary]
-        features = rankers.request_rows(self.data.schema, self.frame)
+        features = request_rows(self.data.schema, self.frame)
         return [
             {FEATURES_KEY: row, HISTORY_KEY: [tokens[item] for item in history]}
             for row, history in zip(features, self.holdout.histories, strict=True)
@@ -371,7 +376,7 @@ def golden_rows(taken: Sequences, schema: FeatureSchema, users: pd.DataFrame) ->
     """Raw request rows: features with gaps, histories with unknown items, or none at all."""
     tokens = ["", UNKNOWN_TOKEN, *taken.vocabulary]
     rows: list[Row] = []
-    for features, items in zip(rankers.golden_rows(schema, users), taken.items, strict=False):
+    for features, items in zip(tabular_rows(schema, users), taken.items, strict=False):
         history = [tokens[item] for item in items[:-1]]
         rows.append({FEATURES_KEY: features, HISTORY_KEY: history})
     rows[2::8] = [row[FEATURES_KEY] for row in rows[2::8]]
@@ -380,10 +385,10 @@ def golden_rows(taken: Sequences, schema: FeatureSchema, users: pd.DataFrame) ->
     return rows
 
 
-def golden(network: YouTubeDNN, data: Dataset) -> runs.Golden:
+def golden(network: YouTubeDNN, data: Dataset) -> Golden:
     """The golden rows with the vectors that the training code computes."""
     vectors = embed_rows(network, data.schema, data.sequences.vocabulary, data.golden)
-    return runs.Golden(data.golden, vectors.tolist())
+    return Golden(data.golden, vectors.tolist())
 
 
 @torch.inference_mode()

@@ -1,0 +1,1 @@
+"""Judge a new version against the one that serves."""

@@ -1,0 +1,1 @@
+"""The registry: the archives that may serve, and which of them does."""

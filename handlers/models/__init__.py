@@ -1,0 +1,1 @@
+"""The models, one a file, and what they share: layers, texts, weights files."""

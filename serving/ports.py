@@ -1,0 +1,46 @@
+"""Ports: whether they are free, and who has them if not."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import ExitStack, suppress
+
+import psutil
+
+from serving.settings import ServeError, Settings
+
+
+def check_ports(settings: Settings) -> None:
+    """Find out whether the instance can listen.
+
+    Raises:
+        ServeError: If it cannot, naming the port and who has it.
+    """
+    for name, host, port in settings.addresses:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+                probe.listen()
+            except OSError as error:
+                raise ServeError(
+                    f"cannot listen on {host}:{port}: {error.strerror}{_listener(port)}; "
+                    f"choose another port: make serve {name}=<port>"
+                ) from error
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback that nobody listens on."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def _listener(port: int) -> str:
+    with suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            if connection.laddr and connection.laddr.port == port and connection.pid:
+                return f" by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    return ""

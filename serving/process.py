@@ -1,0 +1,91 @@
+"""Processes that an instance is made of."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.settings import ServeError
+
+LOG_TAIL_LINES = 20
+MAX_LOG_BYTES = 100 << 20
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Child:
+    """A process that ends with this one.
+
+    Attributes:
+        name: In words.
+        process: Leader of a group of its own.
+        log: Takes its output.
+    """
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @classmethod
+    def start(
+        cls,
+        name: str,
+        command: Sequence[str | Path],
+        log: Path,
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+    ) -> Child:
+        """Start it; the log of the run before is kept beside the new one."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        if log.exists():
+            log.replace(_previous(log))
+        libc = ctypes.CDLL(None)
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C would reset connections before they are drained
+                preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
+            )
+        return cls(name, process, log)
+
+    def check(self) -> None:
+        """See whether it still runs, and begin its log anew when that has grown large.
+
+        Raises:
+            ServeError: If it ended, which nobody asked it to.
+        """
+        if self.process.poll() is not None:
+            raise ServeError(
+                f"{self.name} ended with exit code {self.process.returncode}; "
+                f"{self.log} ends with:\n{tail(self.log)}"
+            )
+        with suppress(OSError):  # log4j2 is just renaming it, or the disk is full
+            if self.log.stat().st_size > MAX_LOG_BYTES:
+                shutil.copyfile(self.log, _previous(self.log))
+                os.truncate(self.log, 0)  # whoever appends to it goes on at its new end
+
+
+def _previous(log: Path) -> Path:
+    return log.with_suffix(".previous.log")
+
+
+def tail(log: Path) -> str:
+    """The last lines of a log."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        return str(error)
+    return "\n".join(lines[-LOG_TAIL_LINES:])

@@ -1,0 +1,204 @@
+"""Real TorchServe for tests and benchmarks: a server of its own, on free ports of the loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from handlers.signature import Signature, sha256
+from serving.ports import free_ports
+
+ROOT = Path(__file__).resolve().parents[1]
+STOP_TIMEOUT_S = 60.0
+
+CONFIG = "minWorkers: 1\nmaxWorkers: 1\nbatchSize: 8\nmaxBatchDelay: 1\n"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running instance of ``python -m scripts.serve``.
+
+    Attributes:
+        process: Of scripts.serve.
+        env: The environment that tells the other commands which instance is meant.
+        output: The table that it printed when everything was READY.
+    """
+
+    process: subprocess.Popen[str]
+    env: dict[str, str]
+    output: str
+
+    @property
+    def inference_url(self) -> str:
+        """Base of /ping and /predictions."""
+        return f"http://127.0.0.1:{self.env['INFERENCE_PORT']}"
+
+    @property
+    def management_url(self) -> str:
+        """Base of /models."""
+        return f"http://127.0.0.1:{self.env['MANAGEMENT_PORT']}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Base of /metrics."""
+        return f"http://127.0.0.1:{self.env['METRICS_PORT']}"
+
+    @property
+    def sidecar_url(self) -> str:
+        """Base of the sidecar's routes."""
+        return f"http://127.0.0.1:{self.env['SIDECAR_PORT']}"
+
+    @property
+    def temp_folder(self) -> Path:
+        """Its TMPDIR."""
+        return Path(self.env["TMPDIR"])
+
+    @property
+    def run_folder(self) -> Path:
+        """Where it keeps its sockets, unpacked archives and tokens while it runs."""
+        return self.temp_folder / f"recmar-{self.env['INFERENCE_PORT']}"
+
+
+@contextmanager
+def running_server(model_store: Path, **env: str) -> Iterator[Server]:
+    """Serve the archives of a folder while the block runs.
+
+    Args:
+        model_store: Folder of the archives; all of them are served.
+        env: Further settings of scripts.serve, such as ``TOKEN_AUTH="1"``.
+
+    Raises:
+        RuntimeError: If the server does not come up, with what it said.
+    """
+    with instance_env(model_store, **env) as environment:
+        process = start(environment)
+        try:
+            output = _table(process)
+            if not output:
+                raise RuntimeError(f"scripts.serve: {process.communicate()[1]}")
+            yield Server(process, environment, output)
+        finally:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+            process.send_signal(signal.SIGINT)  # at once: the block has had its answers
+            try:
+                process.communicate(timeout=STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+
+
+@contextmanager
+def instance_env(model_store: Path, **env: str) -> Iterator[dict[str, str]]:
+    """The environment of an instance with ports and a temporary folder of its own."""
+    # Not pytest's tmp_path: a socket's path has to stay below 108 bytes.
+    with tempfile.TemporaryDirectory(prefix="recmar-", ignore_cleanup_errors=True) as folder:
+        inference, management, metrics, sidecar = free_ports(4)
+        yield {
+            **os.environ,
+            "ENABLED_MODELS": ",".join(sorted(mar.stem for mar in model_store.glob("*.mar"))),
+            "MODEL_STORE": str(model_store),
+            "INFERENCE_PORT": str(inference),
+            "MANAGEMENT_PORT": str(management),
+            "METRICS_PORT": str(metrics),
+            "SIDECAR_PORT": str(sidecar),
+            "TMPDIR": folder,
+            "LOG_LOCATION": f"{folder}/logs",
+            **env,
+        }
+
+
+def start(env: dict[str, str], *command: str) -> subprocess.Popen[str]:
+    """Start ``python -m scripts.serve``, in a process group of its own as a terminal would."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "scripts.serve", *command],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+
+
+def _table(process: subprocess.Popen[str]) -> str:
+    # Written in one piece once all models are READY; nothing is written before it.
+    assert process.stdout is not None
+    lines = []
+    while line := process.stdout.readline().strip():
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def make_archive(
+    model_store: Path,
+    name: str,
+    handler: str,
+    *,
+    version: str = "1.0",
+    config: str = CONFIG,
+    golden: str = "",
+) -> Path:
+    """Package a handler's source as an archive that passes the checks of the real ones."""
+    files = {
+        f"{name}_handler.py": handler,
+        "model-config.yaml": config,
+        "sample_request.json": '{"data":[{"item_ctr":0.1}]}',
+        **({"golden.json": golden} if golden else {}),
+    }
+    signature = Signature(
+        model_name=name,
+        model_version=version,
+        handler=f"{name}_handler.py",
+        features=[],
+        output={"type": "number"},
+        libraries={},
+        files={file: sha256(text.encode()) for file, text in files.items()},
+    )
+    manifest = {
+        "runtime": "python",
+        "model": {
+            "modelName": name,
+            "modelVersion": version,
+            "handler": f"{name}_handler.py",
+            "configFile": "model-config.yaml",
+        },
+    }
+    mar = model_store / f"{name}.mar"
+    with zipfile.ZipFile(mar, "w") as archive:
+        for file, text in files.items():
+            archive.writestr(file, text)
+        archive.writestr("signature.json", json.dumps(signature.to_json()))
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
+    return mar
+
+
+def numbers(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every number of a JSON value with its path, to compare ``dict(numbers(a)) == close(b)``.
+
+    A text is a part of its path.
+    """
+    items: Iterable[tuple[Any, Any]]
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    elif isinstance(value, str):
+        yield f"{path}={value}", 0  # pytest.approx takes only numbers
+        return
+    else:
+        yield path, value
+        return
+    for key, item in items:
+        yield from numbers(item, f"{path}[{key}]")

@@ -1,0 +1,149 @@
+"""The bodies of the routes.
+
+What a feature may be is the model's to say: its schema travels in its archive, so features pass
+as they came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.rollout import Rollout
+
+MAX_SHOWN = 60  # characters of a value in a message
+DEFAULT_TOP_K = 20
+MAX_TOP_K = 500
+
+Features = dict[str, Any]
+Id = str | int
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(strict=True)  # "5" and true are no numbers
+
+
+class QueryRequest(_Body):
+    """A query to embed."""
+
+    query_features: Features = Field(examples=[{"user_age": 30, "user_gender": 1}])
+
+
+class UserRequest(_Body):
+    """A user to embed."""
+
+    user_features: Features = Field(examples=[{"user_age": 30, "user_gender": 1}])
+    history_item_ids: list[Id] | None = Field(
+        default=None, description="Oldest first.", examples=[["item_1", "item_2"]]
+    )
+
+
+class ItemRequest(_Body):
+    """An item to embed."""
+
+    item_features: Features = Field(
+        examples=[{"item_ctr": 0.1, "item_cvr": 0.02, "item_price": 9.9}]
+    )
+
+
+class RecallRequest(_Body):
+    """A user whose nearest items are wanted."""
+
+    user_id: Id = Field(examples=["user_1"])
+    top_k: int | None = Field(
+        default=None, description=f"{DEFAULT_TOP_K} when absent; clamped to 1..{MAX_TOP_K}."
+    )
+
+
+class PredictRequest(_Body):
+    """Rows to score, under either of the two names."""
+
+    features_list: list[Any] | None = Field(default=None, examples=[[{"item_ctr": 0.1}]])
+    data: list[Any] | None = Field(default=None, description="The same as features_list.")
+
+
+class QueryEmbedding(BaseModel):
+    """The query's vector."""
+
+    query_embedding: list[float]
+
+
+class UserEmbedding(BaseModel):
+    """The user's vector."""
+
+    user_embedding: list[float]
+
+
+class ItemEmbedding(BaseModel):
+    """The item's vector."""
+
+    item_embedding: list[float]
+
+
+class Recall(BaseModel):
+    """The nearest items, best first; empty for an unknown user."""
+
+    item_ids: list[str]
+    scores: list[float]
+
+
+class Predictions(BaseModel):
+    """One score per row, in order, under both names."""
+
+    scores: list[float]
+    predictions: list[float]
+
+
+class Reload(BaseModel):
+    """The versions before and after, by model."""
+
+    models: dict[str, Rollout]
+
+
+class Problem(BaseModel):
+    """Why there is no answer."""
+
+    detail: str
+
+
+_WORDS = {
+    "dict_type": "an object",
+    "model_attributes_type": "an object",
+    "list_type": "a list",
+    "string_type": "a string",
+    "int_type": "an integer",
+}
+_CONTAINERS: dict[Any, str] = {dict: "an object", list: "a list"}  # may be too deep to write out
+
+
+def explain(errors: Sequence[Any]) -> str:
+    """Say where a body is wrong, what was expected and what came.
+
+    Args:
+        errors: As pydantic and FastAPI list them, at least one. The members of a union that were
+            tried in vain have one each.
+    """
+    first = errors[0]
+    kind, path = first["type"], _path(first["loc"])
+    if kind == "json_invalid":
+        return f"body: expected JSON, got: {first['ctx']['error']} at character {first['loc'][1]}"
+    if kind == "missing":
+        return f"{path}: expected {'an object' if path == 'body' else 'it in the body'}, got none"
+    got = first["input"]
+    if isinstance(got, bytes):  # FastAPI parses JSON only if it is announced as such
+        return "body: expected JSON, got another type; send Content-Type: application/json"
+    words = [_WORDS.get(e["type"], e["msg"]) for e in errors if _path(e["loc"]) == path]
+    shown = _CONTAINERS.get(type(got)) or orjson.dumps(got).decode()
+    if len(shown) > MAX_SHOWN:
+        shown = f"{shown[: MAX_SHOWN - 3]}..."
+    return f"{path}: expected {' or '.join(words)}, got {shown}"
+
+
+def _path(location: Sequence[str | int]) -> str:
+    """``("body", "history_item_ids", 3, "str")`` -> ``history_item_ids[3]``; str is the type."""
+    name = location[1] if len(location) > 1 else "body"
+    indices = "".join(f"[{part}]" for part in location[2:] if isinstance(part, int))
+    return f"{name}{indices}"

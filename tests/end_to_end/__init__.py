@@ -1,0 +1,1 @@
+"""Tests of the whole: real TorchServe, real archives, real clients."""

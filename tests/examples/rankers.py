@@ -1,0 +1,133 @@
+"""What the examples of the ranking models share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from handlers.schema import VOCABULARIES_FILE, FeatureSchema, Matrix
+from tests.examples import Example
+from training import artifacts
+from training.golden import golden_matrix
+from training.tasks.ranking.world import generate_impressions, impressions
+
+ROWS: Mapping[str, int] = {"train": 20_000, "valid": 4_000, "test": 4_000}
+
+# Names that no programmer would choose, and every team has.
+ID_FEATURES = ("user_id", "item_id", "price (EUR)", "user.age", "class")
+ID_ARGUMENTS = (
+    *("--features", ",".join(ID_FEATURES)),
+    *("--categorical", "user_id,item_id,class"),
+    *("--label", "clicked?"),
+)
+
+
+def write_impressions(folder: Path) -> None:
+    """The default world, smaller."""
+    generate_impressions(folder, ROWS)
+
+
+def impression_rows() -> list[dict[str, Any]]:
+    """Rows of the default features as callers send them, some with gaps and oddities."""
+    inputs, _ = impressions(40, seed=9)
+    inputs = inputs.drop(columns=["label", "watch_time", "gmv"])
+    rows: list[dict[str, Any]] = json.loads(inputs.to_json(orient="records"))
+    rows[1]["cross_age_x_ctr"] = 4.5
+    rows[2]["user_age"] = None
+    rows[3]["no_such_feature"] = 1.0
+    rows[4]["item_price"] = 1e300
+    del rows[5]["user_gender"]
+    rows[6] = {"item_ctr": 0.3}
+    return rows
+
+
+def write_ids(folder: Path) -> None:
+    """Users and items with a taste and an appeal of their own, and cells that are missing.
+
+    The ids are what tells: the AUC of price alone is .60, the oracle's is .83.
+    """
+    folder.mkdir()
+    for seed, (split, n) in enumerate(ROWS.items()):
+        _id_frame(n, seed).to_csv(folder / f"{split}.csv", index=False)
+
+
+def _id_frame(n: int, seed: int) -> pd.DataFrame:
+    world = np.random.default_rng(0)
+    taste, appeal = world.normal(size=200), world.normal(size=50)
+    rng = np.random.default_rng([1, seed])
+    user, item = rng.integers(200, size=n), rng.integers(50, size=n)
+    price, age = rng.lognormal(2, 0.5, n), rng.integers(18, 66, n).astype(float)
+    logit = taste[user] + appeal[item] - np.log(price) + 1.0
+    frame = pd.DataFrame(
+        {
+            "user_id": user,
+            "item_id": [f"item_{i}" for i in item],
+            "price (EUR)": price.round(2),
+            "user.age": age,
+            "class": np.where(item % 2, "new", "used"),
+            "clicked?": (rng.random(n) < 1 / (1 + np.exp(-logit))).astype(int),
+        }
+    )
+    for column in ("price (EUR)", "user.age", "class"):
+        frame[column] = frame[column].where(rng.random(n) > 0.05)
+    return frame
+
+
+def id_rows() -> list[dict[str, Any]]:
+    """Rows of ``write_ids`` as callers send them: strings or numbers, known or not, or missing."""
+    frame = _id_frame(40, seed=9).drop(columns="clicked?")
+    rows: list[dict[str, Any]] = json.loads(frame.to_json(orient="records"))
+    rows[0]["user_id"] = "nobody"
+    rows[1]["item_id"] = 7
+    rows[2]["user_id"] = str(rows[2]["user_id"])
+    rows[3] |= {"user.age": None, "price (EUR)": None}
+    rows[4] = {"item_id": "item_3"}
+    return rows
+
+
+def ranker(
+    model: str,
+    *arguments: str,
+    predict: Callable[[Path, Matrix], list[Any]],
+    reaches: Mapping[str, float],
+    libraries: frozenset[str] = frozenset(),
+) -> Example:
+    """A ranking model over the features of the protocol; ``predict`` loads weights and scores."""
+
+    def offline(folder: Path, rows: list[Any]) -> list[Any]:
+        return predict(folder, golden_matrix(read_schema(folder), rows))
+
+    return Example(
+        model=model,
+        version="v1",
+        write_data=write_impressions,
+        arguments=arguments,
+        rows=impression_rows(),
+        offline=offline,
+        reaches=reaches,
+        libraries=libraries,
+    )
+
+
+def with_ids(example: Example, reaches: Mapping[str, float]) -> Example:
+    """The same model over ids and other columns with names of their own."""
+    return replace(
+        example,
+        version="ids",
+        write_data=write_ids,
+        arguments=[*example.arguments, *ID_ARGUMENTS],
+        rows=id_rows(),
+        reaches=reaches,
+    )
+
+
+def read_schema(folder: Path) -> FeatureSchema:
+    """The schema in an artifact folder."""
+    vocabularies = json.loads((folder / VOCABULARIES_FILE).read_text())
+    return FeatureSchema.from_json(artifacts.read_meta(folder)["features"], vocabularies)

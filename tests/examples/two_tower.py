@@ -1,0 +1,132 @@
+"""two_tower for the shared tests, and what user_tower and item_tower share with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from handlers.models.two_tower import WEIGHTS_FILE, TwoTower
+from handlers.models.weights import load_network
+from handlers.schema import VOCABULARIES_FILE, FeatureSchema
+from tests.examples import Bars, Example
+from training import artifacts
+from training.engine.fit import predict
+from training.golden import golden_matrix
+from training.tasks.retrieval.world import choices
+
+CHOICES = {"train": 8_000, "valid": 1_000, "test": 2_000}
+SEGMENTS = ("old", "new", "abroad")
+ID_ARGUMENTS = (
+    *("--user-cols", "user.id,segment,years"),
+    *("--item-cols", "price (EUR),sku,class"),
+    *("--categorical", "user.id,segment,class"),
+    *("--item-id-col", "sku"),
+    *("--label", "chosen?"),
+)
+
+
+def write_choices(folder: Path) -> None:
+    """The default world, smaller."""
+    folder.mkdir()
+    for seed, (split, n) in enumerate(CHOICES.items()):
+        choices(n, seed).to_csv(folder / f"{split}.csv", index=False)
+
+
+def write_ids(folder: Path) -> None:
+    """Users who choose among the 10 of 100 items that are for their kind; some cells are missing.
+
+    Ten items hold .9 of what a user chooses, and popularity says nothing.
+    """
+    folder.mkdir()
+    for seed, (split, n) in enumerate(CHOICES.items()):
+        _id_frame(n, seed).to_csv(folder / f"{split}.csv", index=False)
+
+
+def _id_frame(n: int, seed: int) -> pd.DataFrame:
+    rng = np.random.default_rng([2, seed])
+    user = rng.integers(200, size=n)
+    own = rng.integers(10, size=n) * 10 + user % 10
+    item = np.where(rng.random(n) < 0.9, own, rng.integers(100, size=n))
+    label = rng.random(n) < 0.8
+    item = np.where(label, item, rng.integers(100, size=n))
+    frame = pd.DataFrame(
+        {
+            "user.id": user,
+            "segment": np.array(SEGMENTS)[user % 3],
+            "years": rng.integers(18, 66, n).astype(float),
+            "sku": [f"sku-{i}" for i in item],
+            "price (EUR)": 5.0 + item % 7,
+            "class": np.where(item % 2, "new", "used"),
+            "chosen?": label.astype(int),
+        }
+    )
+    for column in ("segment", "years", "price (EUR)", "class"):
+        frame[column] = frame[column].where(rng.random(n) > 0.05)
+    return frame
+
+
+def tower_rows(tower: str) -> list[dict[str, Any]]:
+    """Rows of the default features as callers send them, some with gaps and oddities."""
+    columns = {"user": ["user_age", "user_gender"], "item": ["item_ctr", "item_cvr", "item_price"]}
+    frame = choices(100, seed=9)[columns[tower]].drop_duplicates().head(24)
+    rows: list[dict[str, Any]] = json.loads(frame.to_json(orient="records"))
+    first = columns[tower][0]
+    rows[1][first] = None
+    rows[2]["no_such_feature"] = 1.0
+    rows[3][first] = 1e300
+    del rows[4][columns[tower][1]]
+    return rows
+
+
+def id_rows(tower: str) -> list[dict[str, Any]]:
+    """Rows of ``write_ids`` as callers send them: strings or numbers, known or not, or missing."""
+    columns = {"user": ["user.id", "segment", "years"], "item": ["sku", "price (EUR)", "class"]}
+    frame = _id_frame(100, seed=9)[columns[tower]].drop_duplicates().head(24)
+    rows: list[dict[str, Any]] = json.loads(frame.to_json(orient="records"))
+    identity = columns[tower][0]
+    rows[0][identity] = "nobody"
+    rows[1][identity] = str(rows[1][identity])
+    rows[2] = {identity: rows[2][identity]}
+    return rows
+
+
+def examples(model: str, tower: str) -> list[Example]:
+    """The examples of a model that is one of the towers."""
+
+    def offline(folder: Path, rows: list[Any]) -> list[Any]:
+        features = artifacts.read_meta(folder)[f"{tower}_features"]
+        vocabularies = json.loads((folder / VOCABULARIES_FILE).read_text())
+        matrix = golden_matrix(FeatureSchema.from_json(features, vocabularies), rows)
+        network = load_network(TwoTower, folder / WEIGHTS_FILE, torch.device("cpu"))
+        vectors: list[Any] = predict(getattr(network, tower), torch.from_numpy(matrix)).tolist()
+        return vectors
+
+    return [
+        Example(
+            model=model,
+            version="v1",
+            write_data=write_choices,
+            arguments=["--epochs", "6", "--batch-size", "128"],
+            rows=tower_rows(tower),
+            offline=offline,
+            reaches={"hr_at_10": 0.32},  # of .38; popularity has .23
+        ),
+        Example(
+            model=model,
+            version="ids",
+            write_data=write_ids,
+            arguments=["--epochs", "12", "--batch-size", "128", *ID_ARGUMENTS],
+            rows=id_rows(tower),
+            offline=offline,
+            reaches={"hr_at_10": 0.85},  # of .91; popularity has .1
+        ),
+    ]
+
+
+EXAMPLES = examples("two_tower", "user")
+BARS = Bars(reaches={"hr_at_10": 0.36})

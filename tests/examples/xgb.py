@@ -1,0 +1,31 @@
+"""xgb for the shared tests."""
+
+from pathlib import Path
+from typing import Any
+
+import xgboost as xgb
+
+from handlers.models.xgb import BOOSTER_FILE, TreeInputs
+from handlers.schema import Matrix
+from tests.examples import Bars
+from tests.examples.rankers import ranker, with_ids
+
+
+def predict(folder: Path, matrix: Matrix) -> list[Any]:
+    """Click probabilities."""
+    booster = xgb.Booster(model_file=folder / BOOSTER_FILE)
+    probabilities: list[Any] = booster.predict(
+        xgb.DMatrix(TreeInputs.load(folder)(matrix))
+    ).tolist()
+    return probabilities
+
+
+DEFAULT = ranker(
+    "xgb",
+    *("--epochs", "40", "--min-child-weight", "10"),
+    predict=predict,
+    reaches={"auc": 0.73},  # of .754
+    libraries=frozenset({"xgboost"}),
+)
+EXAMPLES = [DEFAULT, with_ids(DEFAULT, reaches={"auc": 0.8})]
+BARS = Bars(reaches={"auc": 0.742})

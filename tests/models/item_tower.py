@@ -1,6 +1,0 @@
-"""item_tower for the shared tests."""
-
-from tests.models.two_tower import BARS as BARS
-from tests.models.two_tower import examples
-
-EXAMPLES = examples("item_tower", "item")

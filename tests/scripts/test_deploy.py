@@ -1,0 +1,503 @@
+"""A deploy loses no request and leaves no host without a version that serves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import aiohttp
+import pytest
+import requests
+
+from archive.registry.store import Registry, RegistryError
+from handlers.signature import verify_archive
+from scripts import deploy
+from serving import rollout
+from serving.client import TorchServe
+from serving.load import calling
+from serving.replay import Distance, Replay, RequestsError, read_requests
+from serving.testing import ROOT, Server, make_archive, running_server
+
+MODEL = "deployed"
+CONNECTIONS = 32
+SWITCHES = 20
+
+# Adds its version's number to a row's x.
+STAND_IN = """
+import json
+import logging
+import os
+import time
+
+class Handler:
+    calls = 0
+
+    def initialize(self, context):
+        logging.getLogger().setLevel(logging.WARNING)
+        {at_load}
+
+    def handle(self, data, context):
+        {at_call}
+        return [self.answer(json.loads(row["body"])["data"]) for row in data]
+
+    def answer(self, rows):
+        scores = [{number} + row.get("x", 0) for row in rows]
+        return json.dumps({{"predictions": scores}}).encode()
+"""
+NUMBERS = {"v1": 100, "v2": 200, "v3": 300}
+ROWS = [{"x": x} for x in range(4)]
+
+
+# What is loaded, the default first; what the next start serves; aliases; files of the store.
+Deployed = tuple[list[str], str, dict[str, str], list[str]]
+
+
+def archive(
+    folder: Path, version: str, number: int, at_load: str = "pass", at_call: str = "pass"
+) -> Path:
+    """An archive that adds a number; its golden rows say that this is ``NUMBERS[version]``."""
+    folder.mkdir(exist_ok=True)
+    golden = {"rows": ROWS, "predictions": [NUMBERS[version] + row["x"] for row in ROWS]}
+    source = STAND_IN.format(number=number, at_load=at_load, at_call=at_call)
+    return make_archive(folder, MODEL, source, version=version, golden=json.dumps(golden))
+
+
+@dataclass(frozen=True)
+class World:
+    """A server of v1, which the registry knows as it knows v2.
+
+    Attributes:
+        server: Asks for tokens.
+        registry: In a folder of its own.
+    """
+
+    server: Server
+    registry: Registry
+
+    @property
+    def store(self) -> Path:
+        """The server's model store."""
+        return Path(self.server.env["MODEL_STORE"])
+
+    @property
+    def flags(self) -> list[str]:
+        """Of the command, but for what it should do."""
+        return [
+            *("--model", MODEL, "--registry", str(self.registry.folder)),
+            *("--service-url", self.server.management_url),
+            *("--inference-url", self.server.inference_url),
+            *("--model-store", str(self.store)),
+            *("--key-file", str(self.server.run_folder / "key_file.json")),
+            *("--watch-s", "0.3"),
+        ]
+
+    def deploy(self, *flags: str) -> int:
+        """Run the command."""
+        return deploy.main([*self.flags, *flags])
+
+    def deployed(self) -> Deployed:
+        """What is deployed."""
+        stored = verify_archive(self.store / f"{MODEL}.mar").model_version
+        files = sorted(path.name for path in self.store.iterdir())
+        return versions(self.server), stored, self.registry.aliases(MODEL), files
+
+
+def deployed(version: str, **aliases: str) -> Deployed:
+    """What a deploy leaves."""
+    return [version], version, {"champion": version, **aliases}, [f"{MODEL}.mar"]
+
+
+def token(server: Server, key: str) -> dict[str, str]:
+    """The header that a server asks for, if it does."""
+    key_file = server.run_folder / "key_file.json"
+    if not key_file.exists():
+        return {}
+    return {"Authorization": f"Bearer {json.loads(key_file.read_text())[key]['key']}"}
+
+
+def versions(server: Server) -> list[str]:
+    """Versions that are loaded, the default one first."""
+    url = f"{server.management_url}/models/{MODEL}"
+
+    def told(path: str) -> list[str]:
+        answer = requests.get(url + path, headers=token(server, "management"), timeout=10)
+        return [version["modelVersion"] for version in answer.json()]
+
+    default = told("")
+    return default + sorted(set(told("/all")) - set(default))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    store = tmp_path_factory.mktemp("model-store")
+    archive(store, "v1", 100)
+    with running_server(store, TOKEN_AUTH="1") as running:
+        yield running
+
+
+@pytest.fixture
+def world(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """Whatever the test before left: v1 serves, and is the champion."""
+    # The stand-in answers within milliseconds, so its old version need not be kept for a second.
+    monkeypatch.setattr(rollout, "SERVICE_TIME_S", 0.2)
+    world = World(server, Registry(tmp_path / "registry"))
+    for version in ("v1", "v2"):
+        mar = archive(tmp_path / version, version, NUMBERS[version])
+        world.registry.register(MODEL, version, mar)
+    if versions(server) != ["v1"]:
+        assert world.deploy("--version", "v1", "--watch-s", "0") == 0
+    world.registry.promote(MODEL, "v1")
+    assert world.deployed()[:2] == (["v1"], "v1")
+    return world
+
+
+@dataclass
+class Load:
+    """What the callers got.
+
+    Attributes:
+        n_answers: By the version that answered.
+        wrong: Answers that are of no version, or failed.
+        current: The version that answers requests from now on, once a deploy is done.
+    """
+
+    n_answers: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    current: str | None = None
+
+
+@contextmanager
+def load(server: Server) -> Iterator[Load]:
+    """Call the default version over 32 connections while the block runs."""
+    seen = Load()
+    url = f"{server.inference_url}/predictions/{MODEL}"
+    answers = {(n, n + 7): version for version, n in NUMBERS.items()}
+
+    async def call(session: aiohttp.ClientSession) -> None:
+        expected = seen.current
+        try:
+            body = {"data": [{"x": 0}, {"x": 7}]}
+            async with session.post(url, json=body) as response:
+                text = await response.text()
+                if response.status != 200:
+                    raise ValueError(f"{response.status}: {text}")
+            version = answers[tuple(json.loads(text)["predictions"])]
+            if expected is not None and version != expected:
+                raise ValueError(f"{version} answered after the switch to {expected}")
+            seen.n_answers[version] += 1
+        except (aiohttp.ClientError, TimeoutError, LookupError, ValueError) as error:
+            seen.wrong.append(repr(error))
+        await asyncio.sleep(0.05)
+
+    with calling(call, CONNECTIONS, 20, token(server, "inference")):
+        yield seen
+
+
+def test_twenty_switches_under_load_lose_no_request(world: World) -> None:
+    with load(world.server) as seen:
+        for i in range(SWITCHES):
+            version = ("v2", "v1")[i % 2]
+            seen.current = None
+            assert world.deploy("--version", version) == 0
+            seen.current = version
+    assert seen.wrong == []
+    assert min(seen.n_answers["v1"], seen.n_answers["v2"]) > 1000
+    assert world.deployed() == deployed("v1", previous="v2")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A version that must not be served.
+
+    Attributes:
+        message: What the command says of it.
+        number: What it adds to a row's x; its golden rows say 300.
+        at_load: A statement of its handler when it loads.
+        at_call: The same when it is called.
+    """
+
+    message: str
+    number: int = 300
+    at_load: str = "pass"
+    at_call: str = "pass"
+
+
+FAULTS = {
+    "dies": Fault("load: deployed v3: a worker died", at_load="1 / 0"),
+    "computes_something_else": Fault("golden rows: deployed v3: golden.json: row 0", number=400),
+    "is_slow": Fault("replay: p99: expected at most 250 ms", at_call="time.sleep(0.3)"),
+    # The sample, the golden rows and the five requests of the replay come before the switch.
+    "fails_later": Fault(
+        "watch: 1 of 1 requests failed",
+        at_call="self.calls += 1; assert self.calls < 8",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_broken_version_does_not_stay(
+    world: World,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    fault: str,
+) -> None:
+    caplog.set_level(logging.INFO)
+    broken = FAULTS[fault]
+    mar = archive(tmp_path / "v3", "v3", broken.number, broken.at_load, broken.at_call)
+    world.registry.register(MODEL, "v3", mar)
+    before = world.deployed()
+    assert world.deploy("--version", "v3", "--max-p99-ms", "250") == 1
+    assert broken.message in capsys.readouterr().err
+    assert f"{world.server.management_url}: {MODEL} v1 serves" in caplog.text
+    assert (": switch" in caplog.text) == (fault == "fails_later")
+    assert world.deployed() == before
+
+
+def test_shadow_compares_and_leaves_everything_as_it_was(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = world.deployed()
+    assert world.deploy("--version", "v2", "--shadow") == 0
+    told = capsys.readouterr().out
+    assert re.search(r"score difference, max +100\.0", told)
+    assert re.search(r"Kendall tau +1\.000", told)
+    assert world.deployed() == before
+
+
+def test_rollback_takes_one_command(world: World) -> None:
+    assert world.deploy("--version", "v2") == 0
+    assert world.deploy("--rollback") == 0
+    assert world.deployed() == deployed("v1")
+
+
+@contextmanager
+def watching(world: World) -> Iterator[subprocess.Popen[str]]:
+    """The command that deploys v2, at the moment when v2 has become the default."""
+    command = [sys.executable, "-m", "scripts.deploy", *world.flags]
+    with subprocess.Popen(
+        [*command, "--version", "v2", "--watch-s", "60"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    ) as process:
+        try:
+            assert process.stderr is not None
+            for line in process.stderr:
+                if line.endswith(": watch\n"):
+                    break
+            assert versions(world.server) == ["v2", "v1"]
+            yield process
+        finally:
+            process.kill()
+
+
+def test_ctrl_c_goes_back(world: World) -> None:
+    before = world.deployed()
+    with watching(world) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    assert world.deployed() == before
+
+
+def test_after_a_kill_the_next_start_serves_the_old_version_and_the_same_command_finishes(
+    world: World,
+) -> None:
+    with watching(world) as process:
+        process.kill()
+    loaded, stored, _, _ = world.deployed()
+    assert (loaded, stored) == (["v2", "v1"], "v1")
+    assert world.deploy("--version", "v2") == 0
+    assert world.deployed() == deployed("v2", previous="v1")
+
+
+def test_after_a_kill_in_the_commit_the_same_command_finishes(world: World, tmp_path: Path) -> None:
+    with watching(world) as process:
+        process.kill()
+    shutil.copyfile(tmp_path / "v2" / f"{MODEL}.mar", world.store / f"{MODEL}.mar")
+    assert world.deploy("--version", "v2") == 0
+    assert world.deployed() == deployed("v2", previous="v1")
+
+
+def test_a_commit_that_fails_goes_back(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = world.deployed()
+    promote = Registry.promote
+
+    def fail(registry: Registry, model: str, version: str) -> str:
+        if version == "v2":
+            assert verify_archive(world.store / f"{MODEL}.mar").model_version == "v2"
+            raise RegistryError("the bucket is gone")
+        return promote(registry, model, version)
+
+    monkeypatch.setattr(Registry, "promote", fail)
+    assert world.deploy("--version", "v2") == 1
+    assert "commit: the bucket is gone" in capsys.readouterr().err
+    assert world.deployed() == before
+
+
+def test_two_hosts_switch_together_or_not_at_all(
+    world: World,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    where = "os.path.exists(os.environ['TMPDIR'] + '/broken')"
+    mar = archive(tmp_path / "v3", "v3", 300, at_load=f"assert not {where}")
+    world.registry.register(MODEL, "v3", mar)
+    store = tmp_path / "other-store"
+    archive(store, "v1", 100)
+    with running_server(store) as other:
+
+        def deploy_to_both() -> int:
+            return deploy.main(
+                [
+                    *("--model", MODEL, "--version", "v3", "--watch-s", "0.3"),
+                    *("--registry", str(world.registry.folder)),
+                    *("--service-url", world.server.management_url, other.management_url),
+                    *("--inference-url", world.server.inference_url, other.inference_url),
+                    *("--model-store", str(world.store), str(store)),
+                    *("--key-file", str(world.server.run_folder / "key_file.json")),
+                ]
+            )
+
+        before = world.deployed()
+        (other.run_folder / "broken").touch()
+        assert deploy_to_both() == 1
+        assert f"{world.server.management_url}: watched" in caplog.text
+        told = capsys.readouterr().err
+        assert f"{other.management_url}: load: deployed v3: a worker died" in told
+        assert (world.deployed(), versions(other)) == (before, ["v1"])
+        (other.run_folder / "broken").unlink()
+        assert deploy_to_both() == 0
+        assert (world.deployed()[:2], versions(other)) == ((["v3"], "v3"), ["v3"])
+    with running_server(store) as restarted:
+        assert versions(restarted) == ["v3"]
+
+
+@pytest.mark.parametrize(
+    ("output", "old", "new", "expected"),
+    [
+        ("number", [[1.0, 2.0, 3.0, 4.0]], [[1.0, 2.0, 4.0, 3.0]], (0.5, 1.0, 1.0, 2 / 3)),
+        ("number", [[1.0], [2.0]], [[2.0], [1.0]], (1.0, 1.0, 0.0, -1.0)),
+        ("number", [[1.0, 2.0], None], [[1.0, 2.0], [5.0]], (0.0, 0.0, 1.0, 1.0)),
+        # A rotation of the space changes no inner product.
+        (
+            "vector",
+            [[[1.0, 0.0], [0.5, 0.0], [0.0, 1.0]]],
+            [[[0.0, 1.0], [0.0, 0.5], [1.0, 0.0]]],
+            (0.0, 0.0, 1.0, 1.0),
+        ),
+        ("object", [[{"a": 1.0}, {"a": 2.0}]], [[{"a": 4.0}, {"a": 2.0}]], (1.5, 3.0, 0.0, -1.0)),
+        (  # other tasks
+            "object",
+            [[{"a": 1.0, "b": 0.0}, {"a": 2.0, "b": 1.0}]],
+            [[{"c": 0.0, "a": 4.0}, {"c": 1.0, "a": 2.0}]],
+            (1.5, 3.0, 0.0, -1.0),
+        ),
+        (
+            "object",
+            [[{"item_ids": ["x", "y"], "scores": [2.0, 1.0]}]],
+            [[{"item_ids": ["z", "x"], "scores": [2.0, 1.0]}]],
+            (1.0, 1.0, 0.0, math.nan),
+        ),
+    ],
+)
+def test_the_distance_of_two_versions(
+    output: str, old: list[Any], new: list[Any], expected: tuple[float, ...]
+) -> None:
+    distance = Distance.between(Replay(old), Replay(new), output)
+    assert astuple(distance) == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--version", "v9"], "the registry has no version v9 of deployed"),
+        (["--model-store", "nowhere"], "nowhere: expected the model store"),
+        (["--requests", "nowhere.jsonl"], "nowhere.jsonl: No such file"),
+        (["--service-url", "host:8081"], "host:8081: expected a URL such as http://host:8081"),
+        (["--service-url", "http://127.0.0.1:9"], "TorchServe is unreachable"),
+        (["--watch-s", "nan"], "--watch-s nan: expected a number, 0 or more"),
+        (["--max-p99-ms", "nan"], "--max-p99-ms nan: expected a number, 0 or more"),
+        (["--max-error-share", "2"], "--max-error-share 2.0: expected a number, 0 to 1"),
+        (["--rollback"], "--rollback: expected no --version, got v2"),
+        (["--service-url", "http://a:1", "http://a:2"], "--inference-url: expected a URL"),
+    ],
+)
+def test_a_mistake_is_explained(
+    world: World, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    before = world.deployed()
+    assert world.deploy("--version", "v2", *flags) == 1
+    assert message in capsys.readouterr().err
+    assert world.deployed() == before
+
+
+def test_a_tunnel_needs_to_know_where_callers_come_in(capsys: pytest.CaptureFixture[str]) -> None:
+    assert deploy.main(["--model", MODEL, "--service-url", "http://127.0.0.1:18081"]) == 1
+    assert "http://127.0.0.1:18081: where do its callers reach it?" in capsys.readouterr().err
+
+
+def test_a_line_that_is_no_request_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "requests.jsonl"
+    path.write_text('{"data": [{}]}\n{"rows": []}\n')
+    with pytest.raises(RequestsError, match=r"requests.jsonl:2: expected .* got '\{\"rows"):
+        read_requests(path)
+
+
+def test_while_one_deploys_others_are_refused(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with rollout.changing(world.store):
+        assert world.deploy("--version", "v2") == 1
+        reload = requests.post(f"{world.server.sidecar_url}/reload", timeout=10)
+    assert reload.status_code == 409
+    for told in (capsys.readouterr().err, reload.json()["detail"]):
+        assert "another deploy or reload is under way" in told
+
+
+def test_a_load_that_is_interrupted_is_taken_back_after_it_was_carried_out(tmp_path: Path) -> None:
+    """TorchServe goes on with a request that its caller broke off."""
+    done: list[str] = []
+
+    class SlowTorchServe:
+        async def version(self, model: str, version: str) -> None:
+            return None
+
+        async def register(self, archive: str) -> None:
+            await asyncio.sleep(0.1)
+            done.append("register")
+
+        async def unregister(self, model: str, version: str) -> None:
+            done.append("unregister")
+
+    async def interrupted() -> None:
+        async with rollout.loaded(cast("TorchServe", SlowTorchServe()), "m", "v", tmp_path):
+            pass
+
+    async def run() -> None:
+        task = asyncio.ensure_future(interrupted())
+        await asyncio.sleep(0.02)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+
+    asyncio.run(run())
+    assert done == ["register", "unregister"]

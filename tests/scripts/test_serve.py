@@ -1,0 +1,415 @@
+"""scripts.serve against real TorchServe, with handlers that do next to nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from serving import process as child
+from serving import run_folder as instance
+from serving import server as torchserve
+from serving import testing as serving
+from serving.process import Child
+from serving.settings import ServeError, Settings
+from serving.testing import Server, make_archive, running_server
+
+GONE_TIMEOUT_S = 10.0
+PR_SET_CHILD_SUBREAPER = 36
+
+HANDLER = """
+import logging
+
+class Handler:
+    def initialize(self, context):
+        logging.getLogger().setLevel(logging.WARNING)
+
+    def handle(self, data, context):
+        return [b'{"predictions":[0.5]}' for _ in data]
+"""
+SLOW_HANDLER = HANDLER.replace("return", "__import__('time').sleep(0.7); return")
+REFUSING_HANDLER = """
+class Handler:
+    def initialize(self, context):
+        raise {error}("refusing_model.pt: expected 7 features, got 6")
+
+    def handle(self, data, context):
+        return data
+"""
+CRASHING_HANDLER = REFUSING_HANDLER.replace("raise {error}", "import os; os._exit").replace(
+    '"refusing_model.pt: expected 7 features, got 6"', "3"
+)
+
+
+@pytest.fixture(scope="module")
+def model_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model-store")
+    make_archive(folder, "first", HANDLER)
+    make_archive(folder, "second", HANDLER, version="2.0")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(model_store: Path) -> Iterator[Server]:
+    with running_server(model_store) as running:
+        yield running
+
+
+def run(env: dict[str, str], *command: str) -> tuple[int, str, str]:
+    """Run scripts.serve to its end and return its exit code, stdout and stderr."""
+    process = serving.start(env, *command)
+    stdout, stderr = process.communicate(timeout=90)
+    return process.returncode, stdout, stderr
+
+
+def failed_start(model_store: Path, **env: str) -> str:
+    """Start a server that must refuse, and return what it said."""
+    with serving.instance_env(model_store, **env) as environment:
+        code, stdout, stderr = run(environment)
+        assert code == 1, stderr
+        assert stdout == ""
+        assert leftovers(Path(environment["TMPDIR"])) == []
+        assert "Traceback" not in stderr or "refusing_handler.py" in stderr
+        return stderr
+
+
+def leftovers(temp_folder: Path) -> list[str]:
+    """What is left of an instance: files other than its log, and processes."""
+    files = [str(path) for path in temp_folder.iterdir() if path.name != "logs"]
+    return files + [" ".join(process.cmdline()) for process in processes(temp_folder)]
+
+
+def processes(temp_folder: Path) -> list[psutil.Process]:
+    """The Java, worker and sidecar processes of the instances with this TMPDIR."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # of another user, or gone
+            if process.environ().get("TMPDIR", "").startswith(f"{temp_folder}/recmar-"):
+                found.append(process)
+    return found
+
+
+def predict(url: str, **headers: str) -> requests.Response:
+    return requests.post(url, json={"data": [{}]}, headers=headers, timeout=10)
+
+
+def test_ready_server_prints_its_models_and_a_request_that_works(server: Server) -> None:
+    lines = server.output.splitlines()
+    assert lines[0].split() == ["model", "version", "workers", server.inference_url]
+    assert lines[1].split() == ["first", "1.0", "1/1", "READY", "/predictions/first"]
+    assert lines[2].split() == ["second", "2.0", "1/1", "READY", "/predictions/second"]
+    assert lines[3].split() == ["sidecar", server.sidecar_url]
+    assert requests.get(f"{server.sidecar_url}/ping", timeout=10).ok
+    assert max(map(len, lines)) <= 80
+
+    assert server.process.stdout is not None
+    curl = server.process.stdout.readline()
+    answer = subprocess.run(["bash", "-c", curl], capture_output=True, check=True).stdout
+    assert json.loads(answer) == {"predictions": [0.5]}
+
+
+def test_everything_listens_on_the_loopback_only(server: Server) -> None:
+    listening = [
+        connection.laddr.ip.removeprefix("::ffff:")
+        for process in processes(server.temp_folder)
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert listening == ["127.0.0.1"] * 6
+
+
+def test_run_folder_is_private(server: Server) -> None:
+    assert stat.S_IMODE(server.run_folder.stat().st_mode) == 0o700
+
+
+def test_archives_are_registered_from_the_model_store_only(server: Server) -> None:
+    for url in ("http://127.0.0.1:9/x.mar", f"file://{server.env['MODEL_STORE']}/first.mar"):
+        answer = requests.post(f"{server.management_url}/models", params={"url": url}, timeout=10)
+        assert answer.status_code == 404
+        assert "does not match any allowed URL" in answer.text
+
+
+def test_status_lists_versions_and_fails_while_one_is_not_ready(
+    server: Server, model_store: Path, tmp_path: Path
+) -> None:
+    loading = HANDLER.replace("logging.getLogger()", "__import__('time').sleep(60)\n" + " " * 8)
+    for version, handler in (("2.0", HANDLER), ("3.0", loading)):
+        archive = make_archive(tmp_path, "first", handler, version=version)
+        archive = archive.rename(model_store / f"first-{version}.mar")
+        requests.post(
+            f"{server.management_url}/models",
+            params={"url": archive.name, "model_name": "first", "initial_workers": "1"}
+            | {"synchronous": str(version == "2.0").lower()},
+            timeout=30,
+        ).raise_for_status()
+        code, stdout, _ = run(server.env, "status")
+        assert code == (0 if version == "2.0" else 1)
+
+    assert [line.split()[1:] for line in stdout.splitlines()[1:]] == [
+        ["1.0", "1/1", "READY", "/predictions/first"],
+        ["2.0", "1/1", "READY", "/predictions/first/2.0"],
+        ["3.0", "0/1", "READY", "/predictions/first/3.0"],
+        ["2.0", "1/1", "READY", "/predictions/second"],
+        [server.sidecar_url],
+    ]
+
+
+def test_second_start_on_the_same_port_names_the_running_instance(server: Server) -> None:
+    code, _, stderr = run(server.env)
+    assert code == 1
+    assert f"an instance is running (pid {server.process.pid})" in stderr
+    assert predict(f"{server.inference_url}/predictions/first").ok
+
+
+def test_two_instances_run_side_by_side_and_stop_apart(server: Server, tmp_path: Path) -> None:
+    make_archive(tmp_path, "third", HANDLER)
+    with running_server(tmp_path, TMPDIR=server.env["TMPDIR"]) as other:
+        assert predict(f"{other.inference_url}/predictions/third").ok
+        assert predict(f"{server.inference_url}/predictions/third").status_code == 404
+
+        code, _, stderr = run(other.env, "stop")
+        assert code == 0
+        assert f"pid {other.process.pid}" in stderr
+        assert other.process.wait(timeout=5) == 0
+        assert not other.run_folder.exists()
+    assert predict(f"{server.inference_url}/predictions/first").ok
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_finishes_requests_in_flight_and_leaves_nothing(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    make_archive(tmp_path, "slow", SLOW_HANDLER)
+    with running_server(tmp_path) as server:
+        answers: list[int] = []
+        url = f"{server.inference_url}/predictions/slow"
+        callers = [
+            threading.Thread(target=lambda: answers.append(predict(url).status_code))
+            for _ in range(3)
+        ]
+        for caller in callers:
+            caller.start()
+        time.sleep(0.3)
+        os.killpg(server.process.pid, number)  # the whole group, as a terminal does
+        for caller in callers:
+            caller.join()
+        assert server.process.wait(timeout=30) == 0
+        assert answers == [200, 200, 200]
+        assert leftovers(server.temp_folder) == []
+
+
+def test_signal_during_start_leaves_nothing(tmp_path: Path) -> None:
+    make_archive(tmp_path, "first", HANDLER)
+    with serving.instance_env(tmp_path) as env:
+        process = serving.start(env)
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("starting TorchServe")
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+        assert leftovers(Path(env["TMPDIR"])) == []
+        process.communicate()
+
+
+def test_workers_that_nobody_waits_for_do_not_keep_the_server(tmp_path: Path) -> None:
+    """As process 1 of a container it inherits the workers of the Java that it killed."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        script = "sleep 60 & echo $!; wait"
+        log = tmp_path / "log"
+        java = Child.start("Java", ["sh", "-c", script], log, cwd=tmp_path, env=os.environ)
+        while not (told := log.read_text()).endswith("\n"):
+            time.sleep(0.01)
+        worker, started = psutil.Process(int(told)), time.monotonic()
+        torchserve.terminate(java)
+        assert worker.status() == psutil.STATUS_ZOMBIE
+        assert time.monotonic() - started < torchserve.TERMINATE_TIMEOUT_S
+        os.waitpid(worker.pid, 0)
+    finally:
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 0)
+
+
+def test_killed_server_takes_its_children_along_and_its_folder_is_reused(tmp_path: Path) -> None:
+    make_archive(tmp_path, "first", HANDLER)
+    with running_server(tmp_path) as server:
+        stale = processes(server.temp_folder)
+        assert len(stale) == 3  # Java, a worker and the sidecar
+        server.process.kill()
+        assert psutil.wait_procs(stale, timeout=GONE_TIMEOUT_S)[1] == []
+        assert (server.run_folder / "pid").exists()
+        assert run(server.env, "status")[0] == 1
+        assert run(server.env, "stop")[0] == 0
+
+        with running_server(tmp_path, **server.env) as again:
+            assert predict(f"{again.inference_url}/predictions/first").ok
+        assert leftovers(server.temp_folder) == []
+
+
+@pytest.mark.parametrize(("part", "name"), [("java", "TorchServe"), ("python", "the sidecar")])
+def test_server_fails_when_a_part_ends_by_itself(tmp_path: Path, part: str, name: str) -> None:
+    make_archive(tmp_path, "first", HANDLER)
+    with running_server(tmp_path) as server:
+        children = psutil.Process(server.process.pid).children()
+        [victim] = [child for child in children if child.name().startswith(part)]
+        victim.kill()
+        assert server.process.wait(timeout=30) == 1
+        assert server.process.stderr is not None
+        assert f"error: {name} ended with exit code -9" in server.process.stderr.read()
+        assert leftovers(server.temp_folder) == []
+
+
+def test_log_begins_anew_before_it_fills_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "MAX_LOG_BYTES", 10)
+    log, gate = tmp_path / "part.log", tmp_path / "gate"
+    os.mkfifo(gate)
+    command = ["sh", "-c", "echo a long first line; read -r _ < gate; echo second"]
+    part = Child.start("a part", command, log, cwd=tmp_path, env=os.environ)
+    try:
+        with gate.open("w"):  # it has reached the gate
+            part.check()
+            assert log.read_text() == ""
+        part.process.wait(timeout=10)
+    finally:
+        part.process.kill()
+    assert log.read_text() == "second\n"
+    assert (tmp_path / "part.previous.log").read_text() == "a long first line\n"
+
+
+def test_token_auth_asks_callers_for_the_inference_key(tmp_path: Path) -> None:
+    make_archive(tmp_path, "first", HANDLER)
+    with running_server(tmp_path, TOKEN_AUTH="1") as server:
+        keys = json.loads((server.run_folder / "key_file.json").read_text())
+        url = f"{server.inference_url}/predictions/first"
+        assert predict(url).status_code == 400  # TorchServe's own choice of status
+        assert predict(url, Authorization="Bearer wrong").status_code == 400
+        assert predict(url, Authorization=f"Bearer {keys['inference']['key']}").ok
+        assert requests.get(f"{server.management_url}/models", timeout=10).status_code == 400
+        assert keys["inference"]["expiration time"] > "2030"
+
+        env = {name: value for name, value in server.env.items() if name != "TOKEN_AUTH"}
+        assert run(env, "status")[0] == 0
+        assert server.process.stdout is not None
+        script = "".join(server.process.stdout.readline() for _ in range(2))
+        answer = subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout
+        assert json.loads(answer) == {"predictions": [0.5]}
+        assert run(env, "stop")[0] == 0
+
+
+@pytest.mark.parametrize("error", ["ValueError", "RuntimeError"])
+def test_worker_that_dies_at_load_shows_the_handlers_traceback(tmp_path: Path, error: str) -> None:
+    make_archive(tmp_path, "first", HANDLER)
+    make_archive(tmp_path, "refusing", REFUSING_HANDLER.format(error=error))
+    stderr = failed_start(tmp_path)
+    assert "refusing 1.0: a worker died while it loaded the model" in stderr
+    assert stderr.count("Traceback (most recent call last)") == 1
+    assert "refusing_handler.py" in stderr
+    assert f"{error}: refusing_model.pt: expected 7 features, got 6" in stderr
+
+
+def test_worker_that_dies_without_a_traceback_is_reported_too(tmp_path: Path) -> None:
+    make_archive(tmp_path, "crashing", CRASHING_HANDLER)
+    stderr = failed_start(tmp_path)
+    assert "crashing 1.0: a worker died while it loaded the model" in stderr
+    assert "it left no traceback; the log ends with:" in stderr
+
+
+def test_setting_that_torchserve_does_not_take_over_is_an_error(tmp_path: Path) -> None:
+    make_archive(tmp_path, "first", HANDLER, config="batchsize: 32\nmaxBatchDelay: 0\n")
+    assert (
+        "first 1.0: model-config.yaml: batchsize: expected 32, TorchServe has no such setting; "
+        "maxBatchDelay: expected 0, TorchServe has 100; correct archive/first/model-config.yaml"
+    ) in failed_start(tmp_path)
+
+
+def test_taken_port_names_its_owner_and_the_setting(tmp_path: Path) -> None:
+    make_archive(tmp_path, "first", HANDLER)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        stderr = failed_start(tmp_path, MANAGEMENT_PORT=str(port))
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in stderr
+    assert f"(pid {os.getpid()})" in stderr
+    assert "make serve MANAGEMENT_PORT=" in stderr
+
+
+def test_missing_archive_says_how_to_make_it(tmp_path: Path) -> None:
+    stderr = failed_start(tmp_path, ENABLED_MODELS="deepfm")
+    assert f"{tmp_path} has no archive of deepfm; run: make train archive MODEL=deepfm" in stderr
+
+
+def test_unknown_model_lists_those_there_are(tmp_path: Path) -> None:
+    stderr = failed_start(tmp_path, ENABLED_MODELS="deepfn")
+    assert "no model is called deepfn; there are " in stderr
+    assert "deepfm" in stderr
+
+
+def test_model_named_twice_is_refused(tmp_path: Path) -> None:
+    make_archive(tmp_path, "first", HANDLER)
+    assert "expected each model once" in failed_start(tmp_path, ENABLED_MODELS="first,first")
+
+
+def test_altered_archive_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    archive = make_archive(tmp_path, "first", HANDLER)
+    archive.write_bytes(archive.read_bytes().replace(b"[0.5]", b"[0.9]"))
+    stderr = failed_start(tmp_path)
+    assert str(archive) in stderr
+    assert "starting TorchServe" not in stderr
+
+
+def test_long_temporary_folder_is_refused(tmp_path: Path) -> None:
+    make_archive(tmp_path, "first", HANDLER)
+    with serving.instance_env(tmp_path) as env:
+        folder = Path(env["TMPDIR"]) / ("x" * 80)
+        folder.mkdir()
+        code, _, stderr = run(env | {"TMPDIR": str(folder)})
+        assert code == 1
+        assert "choose a shorter TMPDIR" in stderr
+
+
+def test_old_java_is_refused(tmp_path: Path) -> None:
+    make_archive(tmp_path, "first", HANDLER)
+    java = tmp_path / "bin" / "java"
+    java.parent.mkdir()
+    java.write_text("""#!/bin/sh\necho 'openjdk version "11.0.2"' >&2\n""")
+    java.chmod(0o755)
+    stderr = failed_start(tmp_path, JAVA_HOME=str(tmp_path))
+    assert 'expected Java >= 17, got openjdk version "11.0.2"; unset JAVA_HOME' in stderr
+
+
+@pytest.mark.parametrize(
+    ("env", "complaint"),
+    [
+        ({"INFERENCE_PORT": "http"}, "INFERENCE_PORT=http: expected a port"),
+        ({"METRICS_PORT": "8081"}, "expected four different ports"),
+        ({"TOKEN_AUTH": "yes"}, "TOKEN_AUTH=yes: expected 0 or 1"),
+    ],
+)
+def test_senseless_setting_is_refused(env: dict[str, str], complaint: str) -> None:
+    with pytest.raises(ServeError, match=complaint):
+        Settings.from_env(env)
+
+
+def test_folder_of_another_kind_is_not_claimed(tmp_path: Path) -> None:
+    (tmp_path / "recmar-1").symlink_to(tmp_path)
+    with (
+        pytest.raises(ServeError, match="expected a folder of yours"),
+        instance.claim(tmp_path / "recmar-1"),
+    ):
+        pass

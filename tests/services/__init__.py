@@ -1,0 +1,1 @@
+"""Services that tests start: databases, an S3 server, a proxy."""

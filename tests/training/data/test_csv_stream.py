@@ -1,0 +1,98 @@
+"""CSV cut into blocks is what it is as a whole."""
+
+from __future__ import annotations
+
+import csv
+import io
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.csv
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training.data import csv_stream
+from training.data.csv_stream import csv_batches, csv_columns
+
+CELLS = st.text(st.sampled_from('a1", \r\n;é'), max_size=6)
+NOISE = st.text(st.sampled_from('a1",\r\n'), max_size=40)
+NAMES = ["x", "y"]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csv_stream, "_BLOCK_BYTES", 7)
+    monkeypatch.setattr(csv_stream, "_MAX_ROW_BYTES", 100)
+
+
+def read(content: bytes) -> list[dict[str, str]]:
+    """The rows of a file."""
+    file = io.BytesIO(content)
+    columns = csv_columns(file)
+    file.seek(0)
+    return [row for batch in csv_batches(file, columns) for row in batch.to_pylist()]
+
+
+@given(st.lists(st.lists(CELLS, min_size=2, max_size=2)), st.sampled_from(["\n", "\r\n"]))
+def test_blocks_hold_the_rows_of_the_whole(rows: list[list[str]], end_of_row: str) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator=end_of_row, quoting=csv.QUOTE_ALL)
+    writer.writerows([NAMES, *rows])
+    expected = [dict(zip(NAMES, (cell or None for cell in row), strict=True)) for row in rows]
+    assert read(text.getvalue().encode()) == expected
+
+
+@settings(max_examples=1000)
+@given(NOISE)
+def test_blocks_hold_what_arrow_finds_or_an_error(noise: str) -> None:
+    content = b"x,y\n" + noise.encode()
+    try:
+        found = read(content)
+    except pa.ArrowInvalid:
+        return
+    types = pyarrow.csv.ConvertOptions(
+        column_types=dict.fromkeys(NAMES, pa.string()), null_values=[""], strings_can_be_null=True
+    )
+    parsing = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    whole = pyarrow.csv.read_csv(io.BytesIO(content), None, parsing, types)
+    assert found == whole.to_pylist()
+
+
+@pytest.mark.parametrize("end_of_row", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("last", ["", "end"])
+def test_every_end_of_a_row(end_of_row: str, last: str) -> None:
+    rows = ["x,y", *(f"{i},b" for i in range(20))]
+    content = end_of_row.join(rows) + (end_of_row if last else "")
+    assert [row["x"] for row in read(content.encode())] == [str(i) for i in range(20)]
+
+
+def test_an_error_counts_the_rows_of_the_file() -> None:
+    content = b"x,y\n" + b"1,2\n" * 50 + b"3\n"
+    with pytest.raises(pa.ArrowInvalid, match="Row #52: Expected 2 columns, got 1"):
+        read(content)
+
+
+@pytest.mark.parametrize("rest", [b"3,4\n", b"3,4\n" * 100])
+def test_a_quote_that_is_never_closed_is_an_error(rest: bytes) -> None:
+    with pytest.raises(pa.ArrowInvalid, match=r"a quote not closed\?.*starts with '1,\"2"):
+        read(b'x,y\n1,2\n1,"2\n' + rest)
+
+
+def test_the_interpreter_can_end_in_the_middle_of_a_file() -> None:
+    script = """
+import io, time
+from training.data import csv_stream
+
+class Slow(io.BytesIO):
+    def read(self, size):
+        time.sleep(0.2)
+        return super().read(size)
+
+csv_stream._BLOCK_BYTES = 100
+batches = csv_stream.csv_batches(Slow(b"x,y\\n" + b"1,2\\n" * 1000), ["x"])
+print(next(batches).num_rows)
+"""
+    done = subprocess.run([sys.executable, "-c", script], timeout=30, check=False)
+    assert done.returncode == 0

@@ -1,0 +1,46 @@
+"""What trees are told of a category: its mean label and how many rows that is from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from handlers.models.xgb import TreeInputs
+from handlers.schema import FIRST_TOKEN_INDEX, OOV_INDEX, Feature, FeatureSchema
+from training.metrics.ranking import auc
+from training.tasks.ranking.target_encoding import PRIOR_ROWS, fit_target_encodings
+
+N_IDS = 400
+SCHEMA = FeatureSchema(
+    [
+        Feature("price"),
+        Feature("item_id", kind="category", vocabulary=tuple(f"i{i}" for i in range(N_IDS))),
+    ]
+)
+RNG = np.random.default_rng(0)
+MATRIX = np.column_stack(
+    [RNG.normal(size=2_000), RNG.integers(N_IDS, size=2_000) + FIRST_TOKEN_INDEX]
+).astype(np.float32)
+NOISE = RNG.integers(2, size=2_000).astype(np.float32)
+
+
+def test_labels_that_are_noise_cannot_be_told_from_the_training_matrix() -> None:
+    encodings, encoded = fit_target_encodings(SCHEMA, MATRIX, NOISE, seed=0)
+    assert auc(NOISE, TreeInputs(encodings)(MATRIX)[:, 1]) > 0.7  # who sees its own label can
+    assert auc(NOISE, encoded[:, 1]) == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_category_becomes_its_smoothed_mean_and_its_rows_follow(tmp_path: Path) -> None:
+    encodings, encoded = fit_target_encodings(SCHEMA, MATRIX, NOISE, seed=0)
+    inputs = TreeInputs(encodings)
+    inputs.save(tmp_path, SCHEMA)
+    item = MATRIX[0, 1]
+    seen = NOISE[MATRIX[:, 1] == item]
+    mean = (seen.sum() + PRIOR_ROWS * NOISE.mean()) / (len(seen) + PRIOR_ROWS)
+    rows = np.array([[0.5, item], [0.5, OOV_INDEX]], dtype=np.float32)
+    expected = [[0.5, mean, len(seen)], [0.5, NOISE.mean(), 0]]
+    assert TreeInputs.load(tmp_path)(rows) == pytest.approx(np.array(expected), rel=1e-6)
+    assert inputs.column_names(SCHEMA) == ["price", "item_id", "item_id (rows)"]
+    assert encoded[0, [0, 2]].tolist() == [MATRIX[0, 0], len(seen)]

@@ -1,0 +1,146 @@
+"""The flags that say where a run's data is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import s3fs
+import tyro
+
+from training.data import files
+from training.data.databases import MySQL, Postgres, Query, public_dsn
+from training.data.tables import DataError, DataSet
+
+PORTS = {"mysql": 3306, "doris": 9030}
+SCHEMES = ("s3://", "oss://")
+
+
+def _aliases(*names: str) -> Any:
+    return tyro.conf.arg(aliases=names)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where a run's data is.
+
+    Attributes:
+        data_path: A file, a folder, a pattern, or the URL of one.
+        data_source: What holds the data: files; oss for files in an object store, which data-path
+            names as s3://bucket/path or oss://bucket/path; or a database.
+        oss_endpoint: URL of the object store; OSS_ENDPOINT or AWS_ENDPOINT_URL by default.
+        oss_access_key: By default OSS_ACCESS_KEY_ID, or as AWS's own tools find it.
+        oss_secret_key: Better given as OSS_ACCESS_KEY_SECRET, or to AWS's own tools.
+        oss_region: By default OSS_REGION or AWS_DEFAULT_REGION.
+        table: Table to read of a database.
+        query: Query to read instead of a table; the order of its rows counts for histories.
+        doris_host: Server of mysql or doris.
+        doris_port: By default 3306 for mysql and 9030 for doris.
+        doris_user: Who reads.
+        doris_password: Better given as MYSQL_PWD.
+        doris_database: Where a table is that is named without its database.
+        dsn: Of postgres: postgresql://user@host:5432/database; by default DATABASE_URL. The
+            password is better given as PGPASSWORD.
+        strict: Refuse data that validation warns of.
+        extra_columns: Set by the gate: what it reads besides the columns that training read.
+    """
+
+    data_path: str | None = None
+    data_source: Literal["file", "oss", "mysql", "doris", "postgres"] = "file"
+    oss_endpoint: str = ""
+    oss_access_key: str = field(default="", repr=False)
+    oss_secret_key: str = field(default="", repr=False)
+    oss_region: str = ""
+    table: Annotated[str, _aliases("--doris-table", "--mysql-table")] = ""
+    query: Annotated[str, _aliases("--doris-query", "--mysql-query")] = ""
+    doris_host: Annotated[str, _aliases("--mysql-host")] = "127.0.0.1"
+    doris_port: Annotated[int | None, _aliases("--mysql-port")] = None
+    doris_user: Annotated[str, _aliases("--mysql-user")] = "root"
+    doris_password: Annotated[str, _aliases("--mysql-password")] = field(default="", repr=False)
+    doris_database: Annotated[str, _aliases("--mysql-database")] = ""
+    dsn: str = field(default="", repr=False)
+    strict: bool = False
+    extra_columns: tyro.conf.Suppress[tyro.conf.Fixed[tuple[str, ...]]] = ()
+
+    @property
+    def uses_default_data(self) -> bool:
+        """Whether no data is named, so that the default world is generated."""
+        return self.data_source == "file" and self.data_path is None
+
+    def reading(self, path: str) -> Self:
+        """The same run on the files of another path."""
+        return replace(self, data_path=path, data_source="file", table="", query="", dsn="")
+
+    def public(self) -> dict[str, Any]:
+        """All flags that may be told: what is not a secret."""
+        secrets = {f.name for f in fields(self) if not f.repr}
+        shown = {name: value for name, value in asdict(self).items() if name not in secrets}
+        return shown | ({"dsn": public_dsn(self.dsn)} if self.dsn else {})
+
+    def data(
+        self, default: Path, stem: str = "", suffixes: Sequence[str] = files.SUFFIXES
+    ) -> DataSet:
+        """Find the data.
+
+        Args:
+            default: Where it is when the flags name none.
+            stem: As for :func:`training.data.files.find`.
+            suffixes: The same.
+
+        Raises:
+            DataError: There is none, or the flags contradict each other.
+        """
+        if self.data_source in ("file", "oss"):
+            self._expect_no("--data-source mysql, doris or postgres", "table", "query", "dsn")
+            path = self.data_path or str(default)
+            scheme = next((scheme for scheme in SCHEMES if path.startswith(scheme)), "")
+            if self.data_source == "oss" and not scheme:
+                raise DataError(
+                    "--data-source oss: expected --data-path s3://bucket/path or "
+                    f"oss://bucket/path, got {self.data_path or 'none'}"
+                )
+            fs = self._object_store(scheme) if scheme else files.LOCAL
+            path = path.removeprefix(scheme)
+            return files.find(path, fs, scheme=scheme, stem=stem, suffixes=suffixes)
+        self._expect_no("--data-source file or oss", "data_path")
+        if bool(self.table) == bool(self.query):
+            raise DataError(f"--data-source {self.data_source}: expected --table or --query")
+        source = self._database(Query(self.table, self.query))
+        return DataSet(source.name, {"": [source]}, self.extra_columns)
+
+    def _expect_no(self, where: str, *flags: str) -> None:
+        if given := [f"--{flag.replace('_', '-')}" for flag in flags if getattr(self, flag)]:
+            raise DataError(
+                f"{', '.join(given)}: is for {where}, got --data-source {self.data_source}"
+            )
+
+    def _object_store(self, scheme: str) -> s3fs.S3FileSystem:
+        style = "virtual" if scheme == "oss://" else "auto"
+        environ = os.environ.get
+        return s3fs.S3FileSystem(
+            # What is None here, the S3 library takes from AWS_* and its own files.
+            key=self.oss_access_key or environ("OSS_ACCESS_KEY_ID"),
+            secret=self.oss_secret_key or environ("OSS_ACCESS_KEY_SECRET"),
+            endpoint_url=self.oss_endpoint or environ("OSS_ENDPOINT"),
+            client_kwargs={"region_name": self.oss_region or environ("OSS_REGION")},
+            config_kwargs={
+                "s3": {"addressing_style": style},
+                # Stores other than AWS do not all know its newer checksums.
+                "response_checksum_validation": "when_required",
+            },
+        )
+
+    def _database(self, query: Query) -> MySQL | Postgres:
+        if self.data_source == "postgres":
+            return Postgres(query, self.dsn or os.environ.get("DATABASE_URL", ""))
+        return MySQL(
+            query,
+            host=self.doris_host,
+            port=self.doris_port or PORTS[self.data_source],
+            user=self.doris_user,
+            password=self.doris_password or os.environ.get("MYSQL_PWD", ""),
+            database=self.doris_database,
+        )

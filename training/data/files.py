@@ -1,0 +1,206 @@
+"""Data in files: on this machine, or in an object store that speaks S3."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import orjson
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
+from aiohttp import ClientError
+from botocore.exceptions import BotoCoreError
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from handlers.schema import canonical_token
+from training.data.csv_stream import csv_batches, csv_columns
+from training.data.tables import SPLIT_NAMES, DataError, DataSet, Table
+
+SUFFIXES = (".csv", ".csv.gz", ".parquet", ".jsonl", ".jsonl.gz")
+LOCAL = LocalFileSystem()
+
+_BATCH_ROWS = 1 << 16
+# Of a remote file, so much is asked for at once.
+_READ_BYTES = 1 << 23
+
+
+@dataclass(frozen=True)
+class File:
+    """One file.
+
+    Attributes:
+        path: Ends in one of ``SUFFIXES``, or is read by no method but ``open``.
+        fs: Where it is.
+        name: As the user wrote it.
+    """
+
+    path: str
+    fs: AbstractFileSystem
+    name: str
+
+    ordered = True
+
+    @property
+    def first_row(self) -> int:
+        """A CSV's header is its row 1."""
+        return 2 if self._kind == ".csv" else 1
+
+    @property
+    def _kind(self) -> str:
+        return PurePosixPath(self.path.removesuffix(".gz")).suffix
+
+    @contextmanager
+    def open(self) -> Iterator[Any]:
+        """The content as a binary stream, decompressed.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        with _as_os_error(), self.fs.open(self.path, "rb", block_size=_READ_BYTES) as file:
+            stream = pa.PythonFile(file)
+            yield pa.CompressedInputStream(stream, "gzip") if self.path.endswith(".gz") else stream
+
+    def columns(self) -> list[str]:
+        """Names of all columns, in a file of JSON lines those of its first batch."""
+        with self.open() as file:
+            if self._kind == ".parquet":
+                return list(pyarrow.parquet.read_schema(file).names)
+            if self._kind == ".jsonl":
+                rows = self._json_rows(file)
+                return list(dict.fromkeys(name for row in next(rows, []) for name in row))
+            return csv_columns(file)
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Stream the rows."""
+        with self.open() as file:
+            if self._kind == ".parquet":
+                parquet = pyarrow.parquet.ParquetFile(file)
+                # No thread may hold the file when the interpreter ends.
+                yield from parquet.iter_batches(
+                    _BATCH_ROWS, columns=list(columns), use_threads=False
+                )
+            elif self._kind == ".jsonl":
+                for rows in self._json_rows(file):
+                    cells = [_json_cells([row.get(name) for row in rows]) for name in columns]
+                    yield pa.record_batch(cells, names=list(columns))
+            else:
+                yield from csv_batches(file, columns)
+
+    def sha256(self) -> str:
+        """Of the bytes; in an object store, of their number and the tag that it gives them."""
+        if self.fs is not LOCAL:
+            with _as_os_error():
+                info = self.fs.info(self.path)
+            return hashlib.sha256(f"{info['size']} {info['ETag']}".encode()).hexdigest()
+        with self.fs.open(self.path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def _json_rows(self, file: Any) -> Iterator[list[dict[str, Any]]]:
+        """The rows, some at a time."""
+        lines = enumerate(io.BufferedReader(file), start=1)
+        while some := list(islice(lines, _BATCH_ROWS)):
+            rows = []
+            for number, line in some:
+                try:
+                    row = orjson.loads(line)
+                except orjson.JSONDecodeError as error:
+                    raise DataError(f"{self.name}: row {number} is not JSON: {error}") from error
+                if not isinstance(row, dict):
+                    got = line.decode().strip()[:60]
+                    raise DataError(f"{self.name}: row {number}: expected an object, got {got}")
+                rows.append(row)
+            yield rows
+
+
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    try:
+        yield
+    except (BotoCoreError, ClientError) as error:  # of an object store
+        raise OSError(str(error)) from error
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    """A file of this machine as a frame.
+
+    Arrow opens it: of a file that pandas opened, its threads may let go too late (`csv_stream`).
+    """
+    frame: pd.DataFrame = pyarrow.parquet.ParquetFile(path).read().to_pandas()
+    return frame
+
+
+def find(
+    path: str,
+    fs: AbstractFileSystem = LOCAL,
+    *,
+    scheme: str = "",
+    stem: str = "",
+    suffixes: Sequence[str] = SUFFIXES,
+) -> DataSet:
+    """Find the files of a data set.
+
+    Args:
+        path: A file; a pattern such as ``clicks/2026-*.parquet``, whose files follow each other in
+            the order of their names; or a folder, with a file each for train, valid and test, or
+            with files that follow each other.
+        fs: Where it is.
+        scheme: What messages put before a path.
+        stem: In a folder that has a file of this name, only that one is read, and no splits.
+        suffixes: What the files may end in.
+
+    Raises:
+        DataError: There is no such file, or one that does not end in one of the suffixes.
+    """
+    path = path.rstrip("/") or path
+    try:
+        with _as_os_error():
+            if fs.isdir(path):
+                return DataSet(scheme + path, _of_folder(path, fs, scheme, stem, suffixes))
+            is_pattern = any(sign in path for sign in "*?[") and not fs.exists(path)
+            paths = sorted(fs.glob(path)) if is_pattern else [path] if fs.isfile(path) else []
+    except OSError as error:
+        raise DataError(f"{scheme}{path}: cannot be read: {error}") from error
+    if not paths:
+        raise DataError(f"{scheme}{path}: no such file")
+    for found in paths:
+        if not found.endswith(tuple(suffixes)):
+            raise DataError(f"{scheme}{found}: expected a file ending in {', '.join(suffixes)}")
+    return DataSet(scheme + path, {"": [File(found, fs, scheme + found) for found in paths]})
+
+
+def _of_folder(
+    path: str, fs: AbstractFileSystem, scheme: str, stem: str, suffixes: Sequence[str]
+) -> dict[str, Table]:
+    """The tables of a folder; what other tools hide in it, such as ``_SUCCESS``, is no data."""
+    found = sorted(PurePosixPath(entry).name for entry in fs.ls(path, detail=False))
+    files = {
+        name: File(f"{path}/{name}", fs, f"{scheme}{path}/{name}")
+        for name in found
+        if name.endswith(tuple(suffixes)) and not name.startswith((".", "_"))
+    }
+    stems = [stem] if stem else list(SPLIT_NAMES)
+    named = {s: [name for name in files if name in {s + end for end in suffixes}] for s in stems}
+    if files and not any(named.values()):
+        return {"": list(files.values())}
+    for wanted, names in named.items():
+        if len(names) != 1:
+            expected = ", ".join(wanted + end for end in suffixes)
+            got = " and ".join(names) or "none"
+            raise DataError(f"{scheme}{path}: expected one of {expected}, got {got}")
+    return {"" if stem else wanted: [files[names[0]]] for wanted, names in named.items()}
+
+
+def _json_cells(values: list[Any]) -> pa.Array:
+    values = [None if value == "" else value for value in values]  # as an empty cell of CSV
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError):  # of several types, or beyond int64
+        return pa.array([None if value is None else canonical_token(value) for value in values])

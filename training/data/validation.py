@@ -1,0 +1,247 @@
+"""What is doubtful about training data, told before training starts.
+
+What no model could be trained on is an error of :mod:`training.data.tables`. Here are the warnings:
+what looks wrong by itself, and what differs from the data of the version before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pydantic
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from training import artifacts
+from training.data.tables import DataError, row_hashes
+from training.run import RunConfig
+
+MAX_MISSING = 0.5
+MIN_LABEL_SHARE, MIN_LABEL_ROWS = 0.005, 100
+MAX_REPEATED = 0.5
+# Against the version before.
+MAX_MISSING_CHANGE = 0.05
+MAX_REPEATED_CHANGE = 0.05
+MAX_OUTSIDE = 0.001
+# Above this, a population stability index is by custom a shift that a model will feel.
+MAX_PSI = 0.25
+
+N_BINS = 10
+N_TOKENS = 50
+# Enough to know a distribution by.
+_SAMPLE_ROWS = 1_000_000
+_MIN_SHARE = 1e-4
+
+Shares = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ColumnStatistics:
+    """What the cells of a column are like.
+
+    Attributes:
+        missing: Share of the cells that are.
+        bounds: Of numbers, the inclusive upper bounds of all bins but the last; else empty.
+        tokens: Of categories, the most frequent ones; all others share the last bin. Else empty.
+        shares: Of the cells that are there, in each bin.
+        range: Smallest and largest number; None of categories, and where all cells are missing.
+    """
+
+    missing: float
+    bounds: tuple[float, ...]
+    tokens: tuple[str, ...]
+    shares: tuple[float, ...]
+    range: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a training split is like; the meta file holds it for the next version.
+
+    Attributes:
+        rows: How many.
+        repeated: Share of them that are equal to an earlier one.
+        columns: By name.
+    """
+
+    rows: int
+    repeated: float
+    columns: Mapping[str, ColumnStatistics]
+
+
+class Finding(NamedTuple):
+    """A warning."""
+
+    column: str
+    found: str
+    expected: str
+
+
+def check(
+    model: str, frame: pd.DataFrame, targets: Sequence[str], config: RunConfig
+) -> dict[str, Any]:
+    """Warn of what is doubtful, as one table on stderr; nothing is printed when all is well.
+
+    Args:
+        model: Whose newest other version the data is compared with.
+        frame: The training split, as :func:`training.data.tables.read_table` gives it.
+        targets: Those of its columns that are to be predicted.
+        config: Of the run; ``strict`` makes warnings errors.
+
+    Returns:
+        Statistics of the split, for the meta file.
+
+    Raises:
+        DataError: There is a warning, and the run is strict.
+    """
+    before = _previous(model, config)
+    statistics = describe(frame)
+    found = [*findings(frame, statistics, targets)]
+    if before:
+        found += changes(frame, statistics, before[1])
+    if found:
+        title = f"{len(found)} warning{'s' * (len(found) > 1)} about the training data"
+        if before:
+            title += f", compared with that of version {before[0]}"
+        table = Table("column", "found", "expected", box=box.SIMPLE_HEAD)
+        for finding in found:
+            table.add_row(*finding)
+        console = Console(stderr=True)
+        console.print(title, style="bold", soft_wrap=True)
+        console.print(table)
+        if config.strict:
+            raise DataError(f"--strict: {title}")
+    return asdict(statistics)
+
+
+def findings(
+    frame: pd.DataFrame, statistics: Statistics, targets: Sequence[str]
+) -> Iterator[Finding]:
+    """What looks wrong by itself.
+
+    Args:
+        frame: The training split.
+        statistics: Of it.
+        targets: Its columns that are to be predicted.
+    """
+    if statistics.repeated > MAX_REPEATED:
+        found = f"{statistics.repeated:.1%} repeated rows"
+        yield Finding("all", found, f"at most {MAX_REPEATED:.0%}")
+    for name, column in frame.items():
+        missing = float(column.isna().mean())
+        if missing > MAX_MISSING:
+            yield Finding(str(name), f"{missing:.1%} empty cells", f"at most {MAX_MISSING:.0%}")
+        present = column.dropna()
+        if len(present) and (present == present.iloc[0]).all():
+            yield Finding(str(name), f"only {present.iloc[0]}", "two values or more")
+    for name in targets:
+        if name not in frame or not frame[name].isin((0, 1)).all():
+            continue
+        expected = max(MIN_LABEL_ROWS, int(MIN_LABEL_SHARE * len(frame)))
+        for value in (0, 1):
+            n = int((frame[name] == value).sum())
+            if n < expected:
+                found = f"{n} of {len(frame)} rows are {value}"
+                yield Finding(name, found, f"{expected} or more")
+
+
+def changes(frame: pd.DataFrame, now: Statistics, before: Statistics) -> Iterator[Finding]:
+    """What differs from the data of another version.
+
+    Args:
+        frame: The training split.
+        now: Statistics of it.
+        before: Those of the other version.
+    """
+    if abs(now.repeated - before.repeated) > MAX_REPEATED_CHANGE:
+        found = f"{now.repeated:.1%} repeated rows"
+        yield Finding("all", found, f"about {before.repeated:.1%}")
+    frame = _sample(frame)
+    for name, old in before.columns.items():
+        if name not in frame or pd.api.types.is_numeric_dtype(frame[name]) == bool(old.tokens):
+            continue
+        present = frame[name].dropna()
+        missing = 1 - len(present) / len(frame)
+        if abs(missing - old.missing) > MAX_MISSING_CHANGE:
+            yield Finding(name, f"{missing:.1%} empty cells", f"about {old.missing:.1%}")
+        if present.empty or not old.shares:
+            continue
+        if old.range is not None:
+            low, high = map(np.float32, old.range)
+            outside = float(((present < low) | (present > high)).mean())
+            if outside > MAX_OUTSIDE:
+                yield Finding(name, f"{outside:.1%} outside the range", f"[{low:g}, {high:g}]")
+        shares = _shares(present, old.bounds, old.tokens)
+        # Two samples of one population differ as well.
+        chance = (len(shares) - 1) * (1 / len(present) + 1 / before.rows)
+        psi = stability_index(np.array(old.shares), shares)
+        if psi > MAX_PSI + chance:
+            yield Finding(name, f"another distribution: PSI {psi:.2f}", f"at most {MAX_PSI}")
+
+
+def stability_index(before: Shares, now: Shares) -> float:
+    """The population stability index of two distributions over the same bins, 0 or more."""
+    before, now = before.clip(_MIN_SHARE), now.clip(_MIN_SHARE)
+    return float(((now - before) * np.log(now / before)).sum())
+
+
+def describe(frame: pd.DataFrame) -> Statistics:
+    """Learn what the columns are like."""
+    columns = {str(name): _describe(column) for name, column in _sample(frame).items()}
+    repeated = 1 - len(np.unique(row_hashes(frame))) / len(frame)
+    return Statistics(len(frame), round(repeated, 6), columns)
+
+
+def _describe(column: pd.Series[Any]) -> ColumnStatistics:
+    present = column.dropna()
+    bounds: tuple[float, ...] = ()
+    tokens: tuple[str, ...] = ()
+    span = None
+    if not pd.api.types.is_numeric_dtype(column):
+        tokens = tuple(present.value_counts().index[:N_TOKENS])
+    elif len(present):
+        levels = np.arange(1, N_BINS) / N_BINS
+        quantiles = np.unique(np.quantile(present, levels, method="lower"))
+        # Through text, so that the JSON says 0.1 and not 0.10000000149011612.
+        bounds = tuple(float(str(bound)) for bound in quantiles)
+        span = float(str(present.min())), float(str(present.max()))
+    shares = tuple(_shares(present, bounds, tokens).round(6).tolist()) if len(present) else ()
+    return ColumnStatistics(
+        round(1 - len(present) / len(column), 6), bounds, tokens, shares, range=span
+    )
+
+
+def _shares(present: pd.Series[Any], bounds: Sequence[float], tokens: Sequence[str]) -> Shares:
+    """Of each bin, [bins]."""
+    if tokens:
+        index = pd.Index(tokens).get_indexer(pd.Index(present))
+        index = np.where(index < 0, len(tokens), index)
+    else:
+        index = np.searchsorted(np.array(bounds, dtype=np.float32), present.to_numpy())
+    counts = np.bincount(index, minlength=len(bounds or tokens) + 1)
+    shares: Shares = counts / len(present)
+    return shares
+
+
+def _sample(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.iloc[:: -(-len(frame) // _SAMPLE_ROWS)]
+
+
+def _previous(model: str, config: RunConfig) -> tuple[str, Statistics] | None:
+    """The newest other version that says what its data was like."""
+    schema = pydantic.TypeAdapter(Statistics)
+    for version in reversed(artifacts.versions(model, config.artifacts_dir)):
+        if version == config.version:
+            continue
+        try:
+            meta = artifacts.read_meta(config.artifacts_dir / model / version)
+            return version, schema.validate_python(meta["statistics"])
+        except (artifacts.ArtifactError, KeyError, pydantic.ValidationError):
+            continue  # of an older code, or not whole: it is compared with the one before
+    return None

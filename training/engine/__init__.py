@@ -1,0 +1,1 @@
+"""What runs a training loop: one process, or several on Ray."""

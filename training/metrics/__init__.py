@@ -1,0 +1,1 @@
+"""Offline metrics, and how they are shown."""

@@ -1,0 +1,1 @@
+"""The kinds of problems; each has its data, its evaluation and a synthetic world."""

@@ -1,0 +1,1 @@
+"""Predict the links of a graph."""

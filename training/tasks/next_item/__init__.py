@@ -1,0 +1,1 @@
+"""Predict the next item of a sequence."""

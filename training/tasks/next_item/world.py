@@ -1,0 +1,165 @@
+"""Worlds of sequences: what users took one after the other, and texts about topics.
+
+Their truth, what could be known at best about an item or a word, goes to files of its own.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from training.data.worlds import writing_folder
+
+SEQUENCES_FILE = "interactions.csv"
+CORPUS_FILE = "texts.csv"
+USERS_TRUTH_FILE = "users_truth.parquet"
+TOKENS_TRUTH_FILE = "tokens_truth.parquet"
+
+N_CLUSTERS = 20
+CLUSTER_ITEMS = 50
+STOP_WORDS = 100
+
+# The world's own constants; the draws from it have seeds of their own.
+_WORLD_SEED = 7
+
+Floats = npt.NDArray[np.float64]
+
+
+def sequences(
+    n_users: int = 6_000, seed: int = 1
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Draw what users took: 12 to 50 items each, from clusters of items.
+
+    The cluster of the next item follows from the last one's, from the one's before, or from the
+    user's age and gender; within a cluster some items are popular. So neither popularity nor the
+    last item alone says all that can be known.
+
+    Args:
+        n_users: Number of users.
+        seed: Seed of the draw.
+
+    Returns:
+        Interactions (`user_id`, `item_id`, `timestamp` in seconds, `user_age` in years,
+        `user_gender` 0/1/2), a user's in order; the truth of each user's last interaction
+        (`user_id`, and as `cluster_0`.. the probability of each cluster given all that came
+        before); and of each item (`token`, its `cluster`, and its `share` of that cluster).
+    """
+    world = np.random.default_rng(_WORLD_SEED)
+    after_last, after_one_before = world.permutation(N_CLUSTERS), world.permutation(N_CLUSTERS)
+    n_items = N_CLUSTERS * CLUSTER_ITEMS
+    names = np.array([f"item_{i}" for i in world.permutation(n_items) + 1])
+    share = _zipf(CLUSTER_ITEMS)
+
+    rng = np.random.default_rng(seed)
+    age = rng.normal(34, 11, n_users).clip(18, 65).round().astype(np.int64)
+    gender = rng.choice(3, n_users, p=[0.1, 0.45, 0.45])
+    lengths = rng.integers(12, 51, n_users)
+    users = np.arange(n_users)
+    by_itself = np.full((n_users, N_CLUSTERS), 0.1 / N_CLUSTERS)  # [U, C]
+    by_itself[users, (age // 3 + 7 * gender) % N_CLUSTERS] += 0.2
+
+    clusters = np.zeros((n_users, lengths.max()), dtype=np.int64)  # [U, L]
+    last_step = np.zeros((n_users, N_CLUSTERS))
+    for step in range(clusters.shape[1]):
+        probabilities = by_itself.copy()
+        if step >= 1:
+            probabilities[users, after_last[clusters[:, step - 1]]] += 0.35
+        if step >= 2:
+            probabilities[users, after_one_before[clusters[:, step - 2]]] += 0.35
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        drawn = probabilities.cumsum(axis=1) > rng.random((n_users, 1))
+        clusters[:, step] = drawn.argmax(axis=1)
+        last_step[lengths == step + 1] = probabilities[lengths == step + 1]
+    items = clusters * CLUSTER_ITEMS + rng.choice(CLUSTER_ITEMS, clusters.shape, p=share)
+    times = 1_700_000_000 + rng.integers(60, 86_400, clusters.shape).cumsum(axis=1)
+
+    taken = np.arange(clusters.shape[1]) < lengths[:, None]
+    user = np.repeat(users, lengths)
+    ids = np.array([f"user_{i}" for i in users + 1])
+    interactions = pd.DataFrame(
+        {
+            "user_id": ids[user],
+            "item_id": names[items[taken]],
+            "timestamp": times[taken],
+            "user_age": age[user],
+            "user_gender": gender[user],
+        }
+    )
+    users_truth = pd.DataFrame(last_step, columns=[f"cluster_{i}" for i in range(N_CLUSTERS)])
+    users_truth.insert(0, "user_id", ids)
+    items_truth = pd.DataFrame(
+        {
+            "token": names,
+            "cluster": np.repeat(np.arange(N_CLUSTERS), CLUSTER_ITEMS),
+            "share": np.tile(share, N_CLUSTERS),
+        }
+    )
+    return interactions, users_truth, items_truth
+
+
+def corpus(n_texts: int = 6_000, seed: int = 1) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Draw texts of 10 to 40 words about one topic each, half of them stop words.
+
+    Args:
+        n_texts: Number of texts.
+        seed: Seed of the draw.
+
+    Returns:
+        The texts (`text`) and the truth of each topic's words (`token`, its `cluster`).
+    """
+    topic_words = np.array(
+        [[f"topic{c}word{i}" for i in range(CLUSTER_ITEMS)] for c in range(N_CLUSTERS)]
+    )
+    stop_words = np.array([f"stop{i}" for i in range(STOP_WORDS)])
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(10, 41, n_texts)
+    topics = np.repeat(rng.integers(N_CLUSTERS, size=n_texts), lengths)
+    n_words = len(topics)
+    words = np.where(
+        rng.random(n_words) < 0.5,
+        rng.choice(stop_words, n_words, p=_zipf(STOP_WORDS)),
+        topic_words[topics, rng.choice(CLUSTER_ITEMS, n_words, p=_zipf(CLUSTER_ITEMS))],
+    )
+    texts = [" ".join(text) for text in np.split(words, lengths.cumsum()[:-1])]
+    truth = pd.DataFrame(
+        {"token": topic_words.ravel(), "cluster": np.repeat(np.arange(N_CLUSTERS), CLUSTER_ITEMS)}
+    )
+    return pd.DataFrame({"text": texts}), truth
+
+
+def generate_sequences(folder: Path, n_users: int = 6_000) -> None:
+    """Write the interactions and their truth, unless the folder is there.
+
+    Args:
+        folder: The folder to make, such as ``data/sequences``.
+        n_users: Number of users.
+    """
+    if folder.exists():
+        return
+    interactions, users_truth, items_truth = sequences(n_users)
+    with writing_folder(folder) as unfinished:
+        interactions.to_csv(unfinished / SEQUENCES_FILE, index=False)
+        users_truth.to_parquet(unfinished / USERS_TRUTH_FILE, index=False)
+        items_truth.to_parquet(unfinished / TOKENS_TRUTH_FILE, index=False)
+
+
+def generate_corpus(folder: Path, n_texts: int = 6_000) -> None:
+    """Write the texts and their truth, unless the folder is there.
+
+    Args:
+        folder: The folder to make, such as ``data/corpus``.
+        n_texts: Number of texts.
+    """
+    if folder.exists():
+        return
+    texts, truth = corpus(n_texts)
+    with writing_folder(folder) as unfinished:
+        texts.to_csv(unfinished / CORPUS_FILE, index=False)
+        truth.to_parquet(unfinished / TOKENS_TRUTH_FILE, index=False)
+
+
+def _zipf(n: int) -> Floats:
+    weights = 1 / np.arange(1, n + 1)
+    shares: Floats = weights / weights.sum()
+    return shares

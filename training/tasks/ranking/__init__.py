@@ -1,0 +1,1 @@
+"""Predict what happens when an item is shown: clicks, watch time, sales."""

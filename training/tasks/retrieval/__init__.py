@@ -1,0 +1,1 @@
+"""Find the items that a user chooses, by the features of both."""
