@@ -36,7 +36,7 @@ from bench.real_data import (
     DataSet,
 )
 from tests.examples import module, training_script
-from training.run import INTERRUPTED, names
+from training.run import INTERRUPTED, split_names
 
 VERSION = "quality"
 ORACLE = "oracle"
@@ -260,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.engine == "ray":
         runs = [run for run in runs if training_script(run.model).Config.distributable]
     known = sorted({run.model for run in runs})
-    models = names(config.models) or known
+    models = split_names(config.models) or known
     problems = [
         f"no bars for {m}; there are for {', '.join(known)}" for m in models if m not in known
     ]

@@ -7,7 +7,6 @@ may not, 2 it could not be judged.
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import subprocess
@@ -40,7 +39,7 @@ from training import artifacts
 from training.data.tables import DataError
 from training.engine.worker import TrainingError
 from training.evaluation import ALL, Answers, Evaluation
-from training.run import INTERRUPTED, names
+from training.run import INTERRUPTED, load_script, split_names
 
 logger = logging.getLogger(__name__)
 
@@ -174,8 +173,8 @@ def held_out(model: catalog.Model, new: Archive, old: Archive | None, config: Co
         DataError: If it cannot be read.
         GateError: If an archive does not say how it was trained.
     """
-    module = importlib.import_module(f"training.{model.training[0]}")
-    schema = pydantic.TypeAdapter(module.Config)
+    script = load_script(model.training[0])
+    schema = pydantic.TypeAdapter(script.Config)
     try:
         runs = [schema.validate_python(a.meta["hyperparameters"]) for a in (new, old) if a]
     except (KeyError, pydantic.ValidationError) as error:
@@ -187,17 +186,18 @@ def held_out(model: catalog.Model, new: Archive, old: Archive | None, config: Co
         run = run.reading(config.data_path)
     # Each version gets all of its features, whichever the other one has.
     columns = {
-        flag: dict.fromkeys(name for r in runs for name in names(getattr(r, flag)))
+        flag: dict.fromkeys(name for r in runs for name in split_names(getattr(r, flag)))
         for flag in run.column_flags
     }
-    every = {flag: ",".join(both) for flag, both in columns.items()}
+    every: dict[str, Any] = {flag: ",".join(both) for flag, both in columns.items()}
     # What no flag of training names takes no part in where a row of a database goes: else the
     # split would be another one.
-    own = {name for flag in vars(run).values() if isinstance(flag, str) for name in names(flag)}
+    own = {
+        name for flag in vars(run).values() if isinstance(flag, str) for name in split_names(flag)
+    }
     extra = {*config.slice, *(name for both in columns.values() for name in both)} - own
     run = replace(run, engine="local", extra_columns=tuple(extra), **every)
-    evaluation: Evaluation = module.evaluation(run, config.slice)
-    return evaluation
+    return script.evaluation(run, config.slice)
 
 
 def notes(new: Archive, old: Archive | None, evaluation: Evaluation) -> Iterator[str]:

@@ -2,46 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, cast, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from handlers import logs
 from handlers.schema import VOCABULARIES_FILE
 from training import artifacts
+from training.bounds import Seed
 from training.data.config import DataConfig
 from training.data.tables import DataError, DataSet
 from training.engine.worker import EngineConfig, TrainingError
+from training.evaluation import Evaluation
 from training.golden import Golden
 
 INTERRUPTED = 130
-SHARE = (0.001, 0.999)
-AT_LEAST_1 = (1, math.inf)
-# What each flag may be, in whichever scripts have it; of several numbers each.
-LIMITS: Mapping[str, tuple[float, float]] = {
-    "seed": (0, 2**32 - 1),
-    **dict.fromkeys(("epochs", "batch_size", "patience", "min_count"), AT_LEAST_1),
-    **dict.fromkeys(("dim", "embed_dim", "embedding_dim", "feature_dim"), AT_LEAST_1),
-    **dict.fromkeys(("hidden", "layers", "user_layers", "item_layers"), AT_LEAST_1),
-    **dict.fromkeys(("expert_hidden", "tower_hidden", "n_experts", "n_weightings"), AT_LEAST_1),
-    **dict.fromkeys(("window", "negative", "num_walks", "max_history", "max_docs"), AT_LEAST_1),
-    **dict.fromkeys(("max_depth", "sampled_items"), AT_LEAST_1),
-    **dict.fromkeys(("walk_length", "max_bin"), (2, math.inf)),
-    **dict.fromkeys(("extra_negatives", "full_softmax_items", "sample"), (0, math.inf)),
-    **dict.fromkeys(("weight_decay", "embedding_decay", "min_child_weight"), (0, math.inf)),
-    **dict.fromkeys(("lr", "eta"), (1e-9, 1)),
-    **dict.fromkeys(("dropout", "token_dropout", "id_dropout"), (0, 0.999)),
-    **dict.fromkeys(("valid_share", "test_share"), SHARE),
-    "subsample": (0.001, 1),
-    **dict.fromkeys(("task_weights", "in_batch_weight"), (0, math.inf)),
-    **dict.fromkeys(("p", "q"), (0.01, 100)),  # beyond, walks would take forever
-}
-
 logger = logging.getLogger(__name__)
 
 
@@ -61,7 +43,7 @@ class RunConfig(DataConfig, EngineConfig):
     distributable: ClassVar[bool] = True
 
     version: str = field(default_factory=artifacts.new_version)
-    seed: int = 0
+    seed: Seed = 0
     artifacts_dir: Path = artifacts.ARTIFACTS
 
     def folder(self, model: str) -> Path:
@@ -81,7 +63,50 @@ class RunConfig(DataConfig, EngineConfig):
 Config = TypeVar("Config", bound=RunConfig)
 
 
-def names(text: str) -> list[str]:
+class TrainingScript(Protocol):
+    """What the gate, the benchmarks and the tests ask of ``training/train_<model>.py``."""
+
+    Config: type[RunConfig]
+
+    def evaluation(self, config: Any, columns: Sequence[str] = ()) -> Evaluation:
+        """What the model is judged on.
+
+        Args:
+            config: Of the script's own ``Config``.
+            columns: Further columns that results can be grouped by, where the data has any.
+        """
+
+    def train(self, config: Any) -> Path:
+        """Train, report and write the artifacts; returns their folder."""
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """Run from the command line; returns the exit status."""
+
+
+def load_script(name: str) -> TrainingScript:
+    """Import a training script.
+
+    Args:
+        name: Of its module in ``training/``, such as ``train_deepfm``.
+
+    Raises:
+        TrainingError: If there is no such script, or it lacks a part of the protocol.
+    """
+    try:
+        module = importlib.import_module(f"training.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"training.{name}":
+            raise
+        raise TrainingError(f"training/{name}.py: no such script") from error
+    parts = ("Config", "evaluation", "train", "main")
+    if missing := [part for part in parts if not hasattr(module, part)]:
+        raise TrainingError(
+            f"training/{name}.py: expected {', '.join(missing)}; see TrainingScript"
+        )
+    return cast(TrainingScript, module)
+
+
+def split_names(text: str) -> list[str]:
     """Split a flag's ``a,b,c``."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
@@ -133,7 +158,7 @@ def writing_artifacts(
         )
 
 
-def run(train: Callable[[Config], Path], config: Config) -> int:
+def run_training(train: Callable[[Config], Path], config: Config) -> int:
     """Run a training script: where the artifacts are goes to stdout, a user's mistake to stderr.
 
     Returns:
@@ -157,23 +182,40 @@ def run(train: Callable[[Config], Path], config: Config) -> int:
     return 0
 
 
+def check_bounds(config: RunConfig) -> None:
+    """Hold every flag against the bounds beside its field, such as ``Field(ge=1)``.
+
+    Raises:
+        TrainingError: If a flag is out of bounds; names it and says what was expected.
+    """
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    try:
+        TypeAdapter(type(config)).validate_python(values)
+    except ValidationError as error:
+        name = str(error.errors()[0]["loc"][0])
+        raise TrainingError(_out_of_bounds(type(config), name, values[name])) from error
+
+
+def _out_of_bounds(config_class: type[RunConfig], name: str, value: Any) -> str:
+    flag = f"--{name.replace('_', '-')}"
+    numbers = value if isinstance(value, tuple) else (value,)
+    if not numbers:
+        return f"{flag}: expected a number or more, got none"
+    schema = TypeAdapter(get_type_hints(config_class, include_extras=True)[name]).json_schema()
+    bounds = schema.get("items", schema)
+    expected = f"{bounds['minimum']:g} or more"
+    if "maximum" in bounds:
+        expected = f"{bounds['minimum']:g} to {bounds['maximum']:.10g}"
+    return f"{flag} {' '.join(map(str, numbers))}: expected {expected}"
+
+
 def _check(config: RunConfig) -> None:
     """Find what would end the run, or be found only at its end.
 
     Raises:
         TrainingError: If a flag makes no sense, or the artifacts cannot be written.
     """
-    for name, (low, high) in LIMITS.items():
-        if not hasattr(config, name):
-            continue
-        value = getattr(config, name)
-        values, flag = value if isinstance(value, tuple) else (value,), name.replace("_", "-")
-        if not values:
-            raise TrainingError(f"--{flag}: expected a number or more, got none")
-        if not all(low <= number <= high and math.isfinite(number) for number in values):
-            expected = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:.10g}"
-            told = " ".join(map(str, values))
-            raise TrainingError(f"--{flag} {told}: expected {expected}")
+    check_bounds(config)
     folder = config.artifacts_dir
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):

@@ -15,7 +15,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from handlers.models.deepfm import ARCH_VERSION, META_FILE, WEIGHTS_FILE, DeepFM
 from handlers.models.weights import save_network
 from handlers.schema import Matrix
-from training import run as runs
+from training import run
+from training.bounds import Dropout, EmbeddingDim, Widths
 from training.data import validation
 from training.engine.fit import FitConfig, fit, predict
 from training.engine.worker import seed_everything
@@ -37,9 +38,9 @@ class Config(rankers.RankerConfig, FitConfig):
     """
 
     label: str = "label"
-    embedding_dim: int = 16
-    hidden: tuple[int, ...] = (64, 32)
-    dropout: float = 0.0
+    embedding_dim: EmbeddingDim = 16
+    hidden: Widths = (64, 32)
+    dropout: Dropout = 0.0
 
 
 def evaluation(config: Config, columns: Sequence[str] = ()) -> RankerEvaluation:
@@ -62,7 +63,7 @@ def train(config: Config) -> Path:
     labels, scores = data.targets["test"][:, 0], probabilities(data.test)
     reports = test.reports("deepfm", scores)
     Console().print(metric_table(reports, "DeepFM on the test split"))
-    with runs.writing_artifacts(
+    with run.writing_artifacts(
         "deepfm",
         META_FILE,
         config,
@@ -84,7 +85,7 @@ def _loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
-    return runs.run(train, tyro.cli(Config, args=argv))
+    return run.run_training(train, tyro.cli(Config, args=argv))
 
 
 if __name__ == "__main__":

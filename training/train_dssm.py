@@ -22,8 +22,9 @@ from handlers.models.dssm import (
 from handlers.models.text import TokenBags, ragged
 from handlers.models.two_tower import Tower
 from handlers.models.weights import network_bytes
-from training import run as runs
+from training import run
 from training.artifacts import save_item_vectors, space_id
+from training.bounds import Count, Dropout, EmbeddingDim, LearningRate, Weight, Widths
 from training.data import validation
 from training.engine.fit import FitConfig, fit_steps, hide_some
 from training.engine.worker import seed_everything
@@ -45,7 +46,7 @@ class Config(searches.SearchConfig, FitConfig):
     Attributes:
         batch_size: Queries a step, each with all of its documents.
         layers: Widths of the hidden layers of a tower of features.
-        embed_dim: Width of a vector.
+        embedding_dim: Width of a vector.
         feature_dim: Width of the embedding of one feature.
         token_dropout: Share of a text's tokens hidden in training.
         in_batch_weight: Of the loss against the other documents of a batch.
@@ -53,17 +54,17 @@ class Config(searches.SearchConfig, FitConfig):
             ones, or all where there are no more.
     """
 
-    epochs: int = 15
-    batch_size: int = 256
-    lr: float = 5e-3
-    embedding_decay: float = 0.1
-    patience: int = 5
-    layers: tuple[int, ...] = (128, 64)
-    embed_dim: int = 64
-    feature_dim: int = 8
-    token_dropout: float = 0.4
-    in_batch_weight: float = 0.3
-    max_docs: int = 2048
+    epochs: Count = 15
+    batch_size: Count = 256
+    lr: LearningRate = 5e-3
+    embedding_decay: Weight = 0.1
+    patience: Count = 5
+    layers: Widths = (128, 64)
+    embedding_dim: EmbeddingDim = 64
+    feature_dim: Count = 8
+    token_dropout: Dropout = 0.4
+    in_batch_weight: Weight = 0.3
+    max_docs: Count = 2048
 
 
 def evaluation(config: Config, _: Sequence[str] = ()) -> SearchEvaluation:
@@ -95,7 +96,7 @@ def train(config: Config) -> Path:
     rows, inputs = searches.golden(data)
     weights, features = network_bytes(network), data.query_columns.to_json()
     doc_features = data.doc_columns.to_json()
-    with runs.writing_artifacts(
+    with run.writing_artifacts(
         "dssm",
         META_FILE,
         config,
@@ -104,7 +105,7 @@ def train(config: Config) -> Path:
         golden=Golden(rows, embed(network.query, inputs).tolist()),
         vocabularies=data.vocabularies,
         text=config.text,
-        embed_dim=config.embed_dim,
+        embed_dim=config.embedding_dim,
         query_cols=list(data.query_columns.schema.names),
         doc_cols=list(data.doc_columns.schema.names),
         features=features,
@@ -129,7 +130,7 @@ def build(data: searches.SearchData, config: Config) -> FeatureDSSM | TextDSSM:
     """A network that has the statistics of the training split."""
     queries, docs = data.train.queries, data.docs[torch.arange(data.n_known)]
     if isinstance(queries, TokenBags) and isinstance(docs, TokenBags):
-        of_texts = TextDSSM(config.embed_dim, config.token_dropout)
+        of_texts = TextDSSM(config.embedding_dim, config.token_dropout)
         of_texts.query.fit(queries)
         of_texts.doc.fit(docs)
         return of_texts
@@ -139,7 +140,7 @@ def build(data: searches.SearchData, config: Config) -> FeatureDSSM | TextDSSM:
         data.query_columns.schema.cardinalities,
         data.doc_columns.schema.cardinalities,
         config.layers,
-        config.embed_dim,
+        config.embedding_dim,
         config.feature_dim,
     )
     of_features.query.inputs.fit(queries)
@@ -195,7 +196,7 @@ def fit(network: DSSM, data: searches.SearchData, config: Config) -> dict[str, l
     return fit_steps(network, len(data.train.counts), step, validate, config)
 
 
-def _compared(found: Tensor, n_docs: int, max_docs: int) -> tuple[Tensor, Tensor]:
+def _compared(found: Tensor, n_docs: int, max_docs: Count) -> tuple[Tensor, Tensor]:
     """The documents to compare a batch with, int64 [N], and where in them its own are, [R]."""
     if n_docs <= max_docs:
         return torch.arange(n_docs), found
@@ -266,7 +267,7 @@ def _cosines(queries: Tensor, docs: Tensor, row: Tensor, column: Tensor) -> Tens
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
-    return runs.run(train, tyro.cli(Config, args=argv))
+    return run.run_training(train, tyro.cli(Config, args=argv))
 
 
 if __name__ == "__main__":

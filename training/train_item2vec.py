@@ -29,7 +29,8 @@ from handlers.models.item2vec import (
     words,
 )
 from handlers.schema import FIRST_TOKEN_INDEX, Feature, FeatureSchema
-from training import run as runs
+from training import run
+from training.bounds import Count, EmbeddingDim, Weight
 from training.data import validation
 from training.data.files import read_parquet
 from training.data.tables import DataError, DataSet, read_table
@@ -106,7 +107,7 @@ MODES = {
 
 
 @dataclass(frozen=True)
-class Config(runs.RunConfig):
+class Config(run.RunConfig):
     """Train a vector for each item of users' sequences, or for each word of texts.
 
     Attributes:
@@ -115,7 +116,7 @@ class Config(runs.RunConfig):
             of files that follow each other; or the s3:// URL of one of these; when left out, a
             synthetic world is generated into data/sequences or data/corpus.
         out: Also write the vectors to this .json file, for the Go services.
-        dim: Width of a vector.
+        embedding_dim: Width of a vector.
         epochs: Passes over the data; up to 200 where it has few tokens.
         window: A token's neighbours are at most so many steps away.
         min_count: Tokens that come less often get no vector.
@@ -136,12 +137,12 @@ class Config(runs.RunConfig):
 
     data_path: Annotated[str | None, tyro.conf.arg(aliases=("--data",))] = None
     out: Path | None = None
-    dim: int = 64
-    epochs: int = 6
-    window: int = 10
-    min_count: int = 2
-    negative: int = 10
-    sample: float = 1e-3
+    embedding_dim: EmbeddingDim = 64
+    epochs: Count = 6
+    window: Count = 10
+    min_count: Count = 2
+    negative: Count = 10
+    sample: Weight = 1e-3
     user_col: str | None = None
     sequence_col: str | None = None
     time_column: str = ""
@@ -208,7 +209,7 @@ def train(config: Config) -> Path:
         reports[config.mode] |= {"same_cluster_at_10": share, "same_cluster_chance": chance}
     Console().print(metric_table(reports, f"{config.mode}: the last token of each sequence"))
 
-    with runs.writing_artifacts(
+    with run.writing_artifacts(
         config.mode,
         META_FILE,
         config,
@@ -271,7 +272,7 @@ def fit(data: Sequences, config: Config) -> tuple[TokenVectors, Vectors]:
     with tqdm(total=epochs, unit="epoch", disable=None, leave=False) as bar:
         model = Word2Vec(
             sentences,
-            vector_size=config.dim,
+            vector_size=config.embedding_dim,
             window=config.window,
             min_count=1,
             sg=1,
@@ -364,7 +365,7 @@ def _generate(mode: Mode, generate: bool) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
-    return runs.run(train, tyro.cli(Config, args=argv))
+    return run.run_training(train, tyro.cli(Config, args=argv))
 
 
 if __name__ == "__main__":

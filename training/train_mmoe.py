@@ -16,7 +16,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from handlers.models.mmoe import ARCH_VERSION, META_FILE, WEIGHTS_FILE, MMoE
 from handlers.models.weights import save_network
 from handlers.schema import Matrix
-from training import run as runs
+from training import run
+from training.bounds import Count, Dropout, EmbeddingDim, Weights, Widths
 from training.data import validation
 from training.data.tables import DataError
 from training.engine.fit import FitConfig, fit, predict
@@ -53,18 +54,18 @@ class Config(rankers.RankerConfig, FitConfig):
 
     targets: str = "label,watch_time,gmv"
     tasks: str = "ctr,watch_time,gmv"
-    task_weights: tuple[float, ...] = DEFAULT_WEIGHTS
-    embedding_dim: int = 8
-    n_experts: int = 3
-    expert_hidden: tuple[int, ...] = (32,)
-    tower_hidden: tuple[int, ...] = (16,)
-    dropout: float = 0.0
+    task_weights: Weights = DEFAULT_WEIGHTS
+    embedding_dim: EmbeddingDim = 8
+    n_experts: Count = 3
+    expert_hidden: Widths = (32,)
+    tower_hidden: Widths = (16,)
+    dropout: Dropout = 0.0
     single_task: bool = True
 
     @property
     def weights(self) -> tuple[float, ...]:
         """Those of the losses, for as many tasks as there are."""
-        n_tasks = len(runs.names(self.tasks))
+        n_tasks = len(run.split_names(self.tasks))
         if self.task_weights == DEFAULT_WEIGHTS and n_tasks != len(DEFAULT_WEIGHTS):
             return (1.0,) * n_tasks
         return self.task_weights
@@ -143,7 +144,7 @@ class MMoEEvaluation(RankerEvaluation):
 
 def evaluation(config: Config, columns: Sequence[str] = ()) -> MMoEEvaluation:
     """What the model is judged on, with further columns to slice by."""
-    targets, tasks = runs.names(config.targets), runs.names(config.tasks)
+    targets, tasks = run.split_names(config.targets), run.split_names(config.tasks)
     if not len(targets) == len(tasks) == len(config.weights):
         raise DataError(
             f"--targets, --tasks and --task-weights: expected as many of each, got {len(targets)}, "
@@ -158,7 +159,7 @@ def train(config: Config) -> Path:
     """Train, report and write the artifacts; returns their folder."""
     test = evaluation(config)
     data, tasks, means = test.data, test.tasks, test.means
-    targets = runs.names(config.targets)
+    targets = run.split_names(config.targets)
     statistics = validation.check("mmoe", test.train_frame, targets, config)
     network, history = _fit(config, data, means, range(len(tasks)))
     scores = _expected(network, data.test)
@@ -169,7 +170,7 @@ def train(config: Config) -> Path:
         )
         reports["single task"] = test.report(alone)
     Console().print(metric_table(reports, "MMoE on the test split"))
-    with runs.writing_artifacts(
+    with run.writing_artifacts(
         "mmoe",
         META_FILE,
         config,
@@ -238,7 +239,7 @@ def _task_loss(logits: Tensor, targets: Tensor, mean: float) -> Tensor:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
-    return runs.run(train, tyro.cli(Config, args=argv))
+    return run.run_training(train, tyro.cli(Config, args=argv))
 
 
 if __name__ == "__main__":

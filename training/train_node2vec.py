@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import tyro
 from gensim.models import Word2Vec
+from pydantic import Field
 from rich.console import Console
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
@@ -31,7 +32,8 @@ from handlers.models.graph_recall import (
     Vectors,
 )
 from handlers.schema import Feature, FeatureSchema
-from training import run as runs
+from training import run
+from training.bounds import Count, EmbeddingDim, LearningRate, Share
 from training.data import validation
 from training.data.files import read_parquet
 from training.golden import Golden
@@ -56,11 +58,14 @@ DEFAULT_DATA = Path("data/graph")
 GOLDEN_ROWS = 32
 UNKNOWN_ID = "a node that no edge has"
 
+WalkLength = Annotated[int, Field(ge=2)]
+Bias = Annotated[float, Field(ge=0.01, le=100)]  # beyond, walks would take forever
+
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Config(runs.RunConfig):
+class Config(run.RunConfig):
     """Train node vectors from the edges of a graph, and serve each node's nearest ones.
 
     Attributes:
@@ -69,7 +74,7 @@ class Config(runs.RunConfig):
             columns source, target and optionally weight, or .edgelist or .txt, a line an edge;
             when left out, a synthetic graph is generated into data/graph.
         directed: Walk edges only from source to target.
-        dim: Width of a vector.
+        embedding_dim: Width of a vector.
         walk_length: Nodes of a walk.
         num_walks: Walks from each node, for each epoch.
         p: Below 1, walks return to where they came from more often.
@@ -85,16 +90,16 @@ class Config(runs.RunConfig):
 
     data_path: Annotated[str | None, tyro.conf.arg(aliases=("--data", "--edges"))] = None
     directed: bool = False
-    dim: int = 64
-    walk_length: int = 40
-    num_walks: int = 10
-    p: float = 1.0
-    q: float = 1.0
-    window: int = 10
-    negative: int = 5
-    epochs: int = 3
-    lr: float = 0.025
-    test_share: float = 0.1
+    embedding_dim: EmbeddingDim = 64
+    walk_length: WalkLength = 40
+    num_walks: Count = 10
+    p: Bias = 1.0
+    q: Bias = 1.0
+    window: Count = 10
+    negative: Count = 5
+    epochs: Count = 3
+    lr: LearningRate = 0.025
+    test_share: Share = 0.1
 
 
 def evaluation(config: Config, _: Sequence[str] = ()) -> LinksEvaluation:
@@ -138,7 +143,7 @@ def train(config: Config) -> Path:
         ]
     )
     neighbours = Neighbours.build(vectors)
-    with runs.writing_artifacts(
+    with run.writing_artifacts(
         MODEL,
         META_FILE,
         config,
@@ -168,7 +173,7 @@ def embed(edges: Edges, config: Config) -> Vectors:
     """
     walks = _Walks(edges, config)
     model = Word2Vec(
-        vector_size=config.dim,
+        vector_size=config.embedding_dim,
         window=config.window,
         negative=config.negative,
         alpha=config.lr,
@@ -244,7 +249,7 @@ def _block_nmi(vectors: Vectors, blocks: Any, seed: int) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
-    return runs.run(train, tyro.cli(Config, args=argv))
+    return run.run_training(train, tyro.cli(Config, args=argv))
 
 
 if __name__ == "__main__":

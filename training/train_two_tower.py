@@ -18,8 +18,9 @@ from torch.nn.functional import cross_entropy
 from handlers.models.two_tower import ARCH_VERSION, META_FILE, WEIGHTS_FILE, TwoTower
 from handlers.models.weights import network_bytes
 from handlers.schema import FeatureSchema
-from training import run as runs
+from training import run
 from training.artifacts import save_item_vectors, space_id
+from training.bounds import Count, CountOrZero, Dropout, EmbeddingDim, LearningRate, Weight, Widths
 from training.data import validation
 from training.engine.fit import FitConfig, fit_steps, hide_some, predict
 from training.engine.worker import seed_everything
@@ -39,7 +40,7 @@ class Config(choices.ChoicesConfig, FitConfig):
     """Train two towers to find the items that a user chooses.
 
     Attributes:
-        embed_dim: Width of the vectors that the towers end in.
+        embedding_dim: Width of the vectors that the towers end in.
         user_layers: Widths of the user tower's hidden layers.
         item_layers: Widths of the item tower's hidden layers.
         feature_dim: Width of the embedding of one input.
@@ -50,18 +51,18 @@ class Config(choices.ChoicesConfig, FitConfig):
             items that are new.
     """
 
-    embed_dim: int = 64
-    user_layers: tuple[int, ...] = (128, 64)
-    item_layers: tuple[int, ...] = (128, 64)
-    feature_dim: int = 16
-    extra_negatives: int = 256
+    embedding_dim: EmbeddingDim = 64
+    user_layers: Widths = (128, 64)
+    item_layers: Widths = (128, 64)
+    feature_dim: Count = 16
+    extra_negatives: CountOrZero = 256
     log_q: bool = True
-    id_dropout: float = 0.1
-    epochs: int = 12
-    batch_size: int = 256
-    lr: float = 1e-2
-    embedding_decay: float = 0.1
-    patience: int = 5
+    id_dropout: Dropout = 0.1
+    epochs: Count = 12
+    batch_size: Count = 256
+    lr: LearningRate = 1e-2
+    embedding_decay: Weight = 0.1
+    patience: Count = 5
 
 
 def evaluation(config: Config, _: Sequence[str] = ()) -> ChoicesEvaluation:
@@ -80,7 +81,7 @@ def train(config: Config) -> Path:
         item_dim=data.item_schema.n_columns,
         user_layers=config.user_layers,
         item_layers=config.item_layers,
-        embed_dim=config.embed_dim,
+        embed_dim=config.embedding_dim,
         feature_dim=config.feature_dim,
         user_cardinalities=data.user_schema.cardinalities,
         item_cardinalities=data.item_schema.cardinalities,
@@ -95,7 +96,7 @@ def train(config: Config) -> Path:
     weights = network_bytes(network)
     user_features, item_features = data.user_schema.to_json(), data.item_schema.to_json()
     vocabularies = data.user_schema.vocabularies() | data.item_schema.vocabularies()
-    with runs.writing_artifacts(
+    with run.writing_artifacts(
         "two_tower",
         META_FILE,
         config,
@@ -108,7 +109,7 @@ def train(config: Config) -> Path:
         vocabularies=vocabularies,
         user_cols=list(data.user_schema.names),
         item_cols=list(data.item_schema.names),
-        embed_dim=config.embed_dim,
+        embed_dim=config.embedding_dim,
         user_features=user_features,
         item_features=item_features,
         space_id=space_id(weights, [user_features, item_features, vocabularies]),
@@ -185,7 +186,7 @@ def _golden(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
-    return runs.run(train, tyro.cli(Config, args=argv))
+    return run.run_training(train, tyro.cli(Config, args=argv))
 
 
 if __name__ == "__main__":

@@ -4,17 +4,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
 import xgboost as xgb
+from pydantic import Field
 from rich.console import Console
 from tqdm import tqdm
 
 from handlers.models.xgb import ARCH_VERSION, BOOSTER_FILE, META_FILE, TreeInputs
 from handlers.schema import Matrix
-from training import run as runs
+from training import run
+from training.bounds import Count, LearningRate, Weight
 from training.data import validation
 from training.engine.fit import History
 from training.engine.worker import Worker
@@ -51,14 +53,14 @@ class Config(rankers.RankerConfig):
     """
 
     label: str = "label"
-    epochs: int = 1500
-    batch_size: int = 100_000
-    patience: int = 50
-    max_depth: int = 5
-    eta: float = 0.15
-    min_child_weight: float = 50.0
-    subsample: float = 0.8
-    max_bin: int = 256
+    epochs: Count = 1500
+    batch_size: Count = 100_000
+    patience: Count = 50
+    max_depth: Count = 5
+    eta: LearningRate = 0.15
+    min_child_weight: Weight = 50.0
+    subsample: Annotated[float, Field(ge=0.001, le=1)] = 0.8
+    max_bin: Annotated[int, Field(ge=2)] = 256
     normalize: bool = False
 
 
@@ -93,7 +95,7 @@ def train(config: Config) -> Path:
     Console().print(
         metric_table(reports, f"XGBoost, {booster.num_boosted_rounds()} trees, on the test split")
     )
-    with runs.writing_artifacts(
+    with run.writing_artifacts(
         "xgb",
         META_FILE,
         config,
@@ -230,7 +232,7 @@ class _ProgressBar(xgb.callback.TrainingCallback):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
-    return runs.run(train, tyro.cli(Config, args=argv))
+    return run.run_training(train, tyro.cli(Config, args=argv))
 
 
 if __name__ == "__main__":

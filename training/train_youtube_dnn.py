@@ -28,8 +28,18 @@ from handlers.models.youtube_dnn import (
     pad_histories,
 )
 from handlers.schema import FIRST_TOKEN_INDEX, MISSING_INDEX, OOV_INDEX, FeatureSchema
-from training import run as runs
+from training import run
 from training.artifacts import save_item_vectors, space_id
+from training.bounds import (
+    Count,
+    CountOrZero,
+    Dropout,
+    EmbeddingDim,
+    LearningRate,
+    Share,
+    Weight,
+    Widths,
+)
 from training.data import validation
 from training.data.features import fit_schema, to_matrix
 from training.data.tables import DataError, read_table
@@ -40,7 +50,7 @@ from training.golden import golden_rows as tabular_rows
 from training.metrics.curves import save_loss
 from training.metrics.retrieval import Indices, Scores
 from training.metrics.tables import metric_table
-from training.run import names
+from training.run import split_names
 from training.tasks.next_item import data as sequences
 from training.tasks.next_item.data import Holdout, Sequences
 from training.tasks.next_item.evaluation import SequencesEvaluation
@@ -57,7 +67,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Config(runs.RunConfig, FitConfig):
+class Config(run.RunConfig, FitConfig):
     """Train a network that embeds users by their features and by what they took so far.
 
     Each user's last item is the test; of some users, the one before selects the epoch.
@@ -95,19 +105,19 @@ class Config(runs.RunConfig, FitConfig):
     user_features: str = "user_age,user_gender"
     categorical: str = ""
     exclude_history: bool = False
-    min_count: int = 2
-    valid_share: float = 0.2
-    embedding_dim: int = 64
-    feature_dim: int = 16
-    hidden: tuple[int, ...] = (128,)
-    max_history: int = 50
-    n_weightings: int = 4
-    dropout: float = 0.3
-    full_softmax_items: int = 50_000
-    sampled_items: int = 8_192
-    batch_size: int = 32
-    lr: float = 2e-2
-    embedding_decay: float = 0.2
+    min_count: Count = 2
+    valid_share: Share = 0.2
+    embedding_dim: EmbeddingDim = 64
+    feature_dim: Count = 16
+    hidden: Widths = (128,)
+    max_history: Count = 50
+    n_weightings: Count = 4
+    dropout: Dropout = 0.3
+    full_softmax_items: CountOrZero = 50_000
+    sampled_items: Count = 8_192
+    batch_size: Count = 32
+    lr: LearningRate = 2e-2
+    embedding_decay: Weight = 0.2
 
 
 @dataclass(frozen=True)
@@ -190,7 +200,7 @@ def train(config: Config) -> Path:
     Console().print(metric_table(reports, "The last item of each history"))
 
     weights, features = network_bytes(network), data.schema.to_json()
-    with runs.writing_artifacts(
+    with run.writing_artifacts(
         "youtube_dnn",
         META_FILE,
         config,
@@ -220,7 +230,7 @@ def load(config: Config) -> Dataset:
             logger.info("no --data: generating a synthetic world in %s", DEFAULT_FOLDER)
         generate_sequences(DEFAULT_FOLDER)
     data = config.data(DEFAULT_FOLDER, Path(SEQUENCES_FILE).stem)
-    features, categorical = names(config.user_features), names(config.categorical)
+    features, categorical = split_names(config.user_features), split_names(config.categorical)
     if not features:
         raise DataError("--user-features: expected a column or more")
     if taken_names := {FEATURES_KEY, HISTORY_KEY}.intersection(features):
@@ -412,7 +422,7 @@ def embed_rows(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
-    return runs.run(train, tyro.cli(Config, args=argv))
+    return run.run_training(train, tyro.cli(Config, args=argv))
 
 
 if __name__ == "__main__":

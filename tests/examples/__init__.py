@@ -18,6 +18,7 @@ import pytest
 
 from archive import catalog
 from serving.testing import numbers
+from training.run import TrainingScript, load_script
 
 if TYPE_CHECKING:
     from handlers.base import RecHandler
@@ -81,9 +82,9 @@ def examples() -> list[Example]:
     return [example for model in model_names() for example in module(model).EXAMPLES]
 
 
-def training_script(model: str) -> ModuleType:
+def training_script(model: str) -> TrainingScript:
     """What trains a model."""
-    return importlib.import_module(f"training.{catalog.get(model).training[0]}")
+    return load_script(catalog.get(model).training[0])
 
 
 def train(model: str, *flags: str) -> int:

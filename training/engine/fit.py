@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from handlers.models.layers import RankingNetwork
 from handlers.schema import OOV_INDEX
+from training.bounds import Count, LearningRate, Seed, Weight
 from training.engine.worker import EngineConfig, Step, TrainingError, Worker
 
 # Share of category values that training hides, so that the out-of-vocabulary embedding is learned.
@@ -43,13 +44,13 @@ class FitConfig(EngineConfig):
         seed: Of the initial weights, the order of the rows and the dropout.
     """
 
-    epochs: int = 10
-    batch_size: int = 1024
-    lr: float = 2e-3
-    weight_decay: float = 1e-4
-    embedding_decay: float = 3.0
-    patience: int = 3
-    seed: int = 0
+    epochs: Count = 10
+    batch_size: Count = 1024
+    lr: LearningRate = 2e-3
+    weight_decay: Weight = 1e-4
+    embedding_decay: Weight = 3.0
+    patience: Count = 3
+    seed: Seed = 0
 
 
 def fit(

@@ -18,7 +18,7 @@ from training.data.features import DEFAULT_FEATURES, computable_crosses, fit_sch
 from training.data.files import read_parquet
 from training.data.tables import DataError, Splits, label_problems, load_splits
 from training.golden import Golden, golden_matrix, golden_rows
-from training.run import RunConfig, names
+from training.run import RunConfig, split_names
 from training.tasks.ranking.world import generate_impressions
 
 DEFAULT_DATA = Path("data/impressions")
@@ -99,7 +99,7 @@ def load(config: RankerConfig, targets: Sequence[str], columns: Sequence[str] = 
     Raises:
         DataError: If the data cannot be trained on; says where and why.
     """
-    features, categorical = names(config.features), names(config.categorical)
+    features, categorical = split_names(config.features), split_names(config.categorical)
     if stray := [name for name in categorical if name not in features]:
         raise DataError(f"--categorical {','.join(stray)}: expected names of --features")
     if stray := [name for name in targets if name in features]:

@@ -23,7 +23,7 @@ from training.data.files import read_parquet
 from training.data.tables import DataError, DataSet, Splits, label_problems, load_splits
 from training.golden import golden_rows
 from training.metrics.retrieval import Indices, Scores
-from training.run import RunConfig, names
+from training.run import RunConfig, split_names
 from training.tasks.retrieval.world import generate_choices, truth_path
 
 DEFAULT_DATA = Path("data/two_tower_data.csv")
@@ -154,10 +154,10 @@ def load(config: ChoicesConfig) -> Choices:
             logger.info("no --data-path: generating a synthetic world in %s", DEFAULT_DATA)
         generate_choices(DEFAULT_DATA)
     data = config.data(DEFAULT_DATA)
-    user_cols, item_cols = names(config.user_cols), names(config.item_cols)
+    user_cols, item_cols = split_names(config.user_cols), split_names(config.item_cols)
     id_col = config.item_id
     splits = _read(data, config, user_cols, item_cols)
-    categorical = {*names(config.categorical), id_col}
+    categorical = {*split_names(config.categorical), id_col}
     user_schema, item_schema = (
         fit_schema(splits.train, cols, [name for name in cols if name in categorical])
         for cols in (user_cols, item_cols)
@@ -199,7 +199,7 @@ def load(config: ChoicesConfig) -> Choices:
 def _read(
     data: DataSet, config: ChoicesConfig, user_cols: list[str], item_cols: list[str]
 ) -> Splits:
-    both, categorical = [*user_cols, *item_cols], names(config.categorical)
+    both, categorical = [*user_cols, *item_cols], split_names(config.categorical)
     id_col = config.item_id
     if not user_cols or not item_cols:
         raise DataError("--user-cols, --item-cols: expected a column or more in each")

@@ -25,7 +25,7 @@ from training.data.files import read_parquet
 from training.data.tables import DataError, label_problems, load_splits
 from training.golden import golden_rows
 from training.metrics.retrieval import Indices
-from training.run import RunConfig, names
+from training.run import RunConfig, split_names
 from training.tasks.search import world as worlds_search
 
 DEFAULT_DATA = Path("data/searches")
@@ -185,7 +185,7 @@ def load(config: SearchConfig) -> SearchData:
         _generate(default, config.text)
     data = config.data(default)
     query_cols, doc_cols = _columns(config)
-    columns, categorical = [*query_cols, *doc_cols], names(config.categorical)
+    columns, categorical = [*query_cols, *doc_cols], split_names(config.categorical)
     if stray := [name for name in categorical if name not in columns]:
         raise DataError(
             f"--categorical {','.join(stray)}: expected names of --query-cols, --doc-cols"
@@ -259,11 +259,11 @@ def _truth(folder: Path) -> npt.NDArray[np.float64]:
 
 def _columns(config: SearchConfig) -> tuple[list[str], list[str]]:
     if config.text:
-        query_cols = names(config.query_cols) or ["query"]
-        doc_cols = names(config.doc_cols) or ["doc"]
+        query_cols = split_names(config.query_cols) or ["query"]
+        doc_cols = split_names(config.doc_cols) or ["doc"]
     else:
-        query_cols = names(config.query_cols) or list(worlds_search.QUERY_COLUMNS)
-        doc_cols = names(config.doc_cols) or list(worlds_search.DOC_COLUMNS)
+        query_cols = split_names(config.query_cols) or list(worlds_search.QUERY_COLUMNS)
+        doc_cols = split_names(config.doc_cols) or list(worlds_search.DOC_COLUMNS)
     for flag, columns in (("--query-cols", query_cols), ("--doc-cols", doc_cols)):
         if config.text and len(columns) > 1:
             raise DataError(f"{flag}: expected one column with --text, got {', '.join(columns)}")
