@@ -17,16 +17,8 @@ from handlers.errors import ArchiveError
 SIGNATURE_FILE = "signature.json"
 GOLDEN_FILE = "golden.json"
 GOLDEN_TOLERANCE = 1e-5
-LIBRARIES = (
-    "torch",
-    "numpy",
-    "xgboost",
-    "gensim",
-    "faiss-cpu",
-    "msgspec",
-    "orjson",
-    "torchserve",
-)
+# What every handler imports.
+SHARED_LIBRARIES = ("torch", "numpy", "msgspec", "orjson", "torchserve")
 
 MANIFEST_FILE = "MAR-INF/MANIFEST.json"
 
@@ -74,11 +66,14 @@ class Signature:
             raise ArchiveError(f"{SIGNATURE_FILE} is not readable: {error}") from error
 
 
-def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide what an archive computes."""
-    return {"python": platform.python_version()} | {
-        name: metadata.version(name) for name in LIBRARIES
-    }
+def library_versions(own: Sequence[str] = ()) -> dict[str, str]:
+    """Versions of Python and of the libraries that decide what an archive computes.
+
+    Args:
+        own: Distributions that the model needs beside those of every handler.
+    """
+    names = sorted({*SHARED_LIBRARIES, *own})
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
 
 
 def sha256(data: bytes) -> str:

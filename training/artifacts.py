@@ -136,12 +136,13 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is no JSON")
 
 
-def write_meta(path: Path, meta: Mapping[str, Any]) -> None:
+def write_meta(path: Path, meta: Mapping[str, Any], libraries: Sequence[str] = ()) -> None:
     """Write the meta file, the last one of its folder: it lists the hash of every other.
 
     Args:
         path: The name that the model's handler reads.
         meta: What is the model's own; must hold ``arch_version`` and ``model_version``.
+        libraries: Distributions that decide what the model computes, beside the handlers' own.
     """
     files = {p.name: sha256(p.read_bytes()) for p in sorted(path.parent.iterdir())}
     write_json(
@@ -149,7 +150,7 @@ def write_meta(path: Path, meta: Mapping[str, Any]) -> None:
         {
             "schema_version": SCHEMA_VERSION,
             **meta,
-            "libraries": library_versions(),
+            "libraries": library_versions(libraries),
             "git_sha": _git_sha(),
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "files": files,

@@ -121,6 +121,7 @@ def writing_artifacts(
     reports: Mapping[str, Mapping[str, float]],
     golden: Golden | Mapping[str, Golden],
     vocabularies: Mapping[str, Sequence[str]],
+    libraries: Sequence[str] = (),
     **meta: Any,
 ) -> Iterator[Path]:
     """Write what packaging needs into ``<artifacts_dir>/<model>/<version>/``.
@@ -136,6 +137,7 @@ def writing_artifacts(
         reports: Metrics by model, baselines and oracle included.
         golden: Written to ``golden.json``; or by file name, where one run trains several models.
         vocabularies: Tokens by category feature.
+        libraries: Distributions that the model needs beside those of every handler.
         meta: What the meta file holds besides, ``features`` above all.
     """
     files = {"golden.json": golden} if isinstance(golden, Golden) else golden
@@ -155,6 +157,7 @@ def writing_artifacts(
                 "hyperparameters": config.public(),
                 "metrics": reports[model],
             },
+            libraries,
         )
 
 

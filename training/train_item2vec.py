@@ -217,6 +217,7 @@ def train(config: Config) -> Path:
         reports=reports,
         golden=golden(data, vectors, config.mode),
         vocabularies={},
+        libraries=["gensim"],
         mode=config.mode,
         features=row_schema(config.mode, data.vocabulary).to_json(),
         data_sha256=test.data_sha256,

@@ -151,6 +151,7 @@ def train(config: Config) -> Path:
         reports=reports,
         golden=golden(known.ids, neighbours),
         vocabularies=schema.vocabularies(),
+        libraries=["gensim", "faiss-cpu"],
         features=schema.to_json(),
         n_nodes=known.n_nodes,
         n_edges=len(known) + len(held_out),

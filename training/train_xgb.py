@@ -102,6 +102,7 @@ def train(config: Config) -> Path:
         arch_version=ARCH_VERSION,
         reports=reports,
         golden=rankers.golden(data, lambda matrix: probabilities(matrix).tolist()),
+        libraries=["xgboost"],
         label_column=config.label,
         normalized=config.normalize,
         statistics=statistics,
