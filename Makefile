@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # `make train-all archive serve` means in this order
-.PHONY: help setup data train train-all archive describe index serve stop status evaluate register registry deploy test lint format bench soak tune doctor quality lock audit sbom licences clean
+.PHONY: help setup data train train-all archive describe index serve stop status evaluate register registry deploy readme test lint format bench soak tune doctor quality lock audit sbom licences clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -82,6 +82,9 @@ status: $(VENV)/.installed ## Show what is served: versions and workers
 deploy: $(VENV)/.installed ## Let a registered version take over: MODEL=deepfm [VERSION=v1] [ARGS='--rollback']
 	@test -n "$(MODEL)" || { echo "error: which model? make deploy MODEL=deepfm"; exit 2; }
 	@$(PY) -m scripts.deploy --model $(MODEL) $(if $(VERSION),--version $(VERSION)) $(ARGS)
+
+readme: $(VENV)/.installed ## Write the table of models into both READMEs, from archive/*/card.yaml
+	@$(PY) -m scripts.readme
 
 test: $(VENV)/.installed-dev ## Run the tests
 	$(PY) -m pytest $(ARGS)

@@ -35,8 +35,7 @@ from bench.real_data import (
     ML100K_IDS,
     DataSet,
 )
-from tests.examples import module, training_script
-from training.run import INTERRUPTED, split_names
+from training.run import INTERRUPTED, load_script, split_names
 
 VERSION = "quality"
 ORACLE = "oracle"
@@ -165,10 +164,11 @@ REAL_RUNS = (
 
 def default_runs() -> list[Run]:
     """Every training run of the catalog, on its default data; the tests hold the same bars."""
-    trained = dict.fromkeys(catalog.get(name).artifacts for name in catalog.model_names())
+    models = [catalog.get(name) for name in catalog.model_names()]
     return [
-        Run(model, tuple(Bar(metric, low) for metric, low in module(model).BARS.reaches.items()))
-        for model in trained
+        Run(model.name, tuple(Bar(metric, low) for metric, low in model.card.bars.items()))
+        for model in models
+        if model.has_own_run
     ]
 
 
@@ -258,7 +258,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = tyro.cli(Config, args=argv)
     runs = [*default_runs(), *(REAL_RUNS if config.data else ())]
     if config.engine == "ray":
-        runs = [run for run in runs if training_script(run.model).Config.distributable]
+        scripts = {run.model: load_script(catalog.get(run.model).training[0]) for run in runs}
+        runs = [run for run in runs if scripts[run.model].Config.distributable]
     known = sorted({run.model for run in runs})
     models = split_names(config.models) or known
     problems = [

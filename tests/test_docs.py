@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from archive import catalog
+from handlers.errors import UserError
+from scripts import readme
 
-READMES = ("README.md", "README.zh-CN.md")
+READMES = tuple(readme.READMES)
 PAGES = [*READMES, *(f"docs/{path.name}" for path in sorted((catalog.ROOT / "docs").glob("*.md")))]
 
 
@@ -21,13 +23,23 @@ def make_targets() -> set[str]:
     return set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
 
 
-@pytest.mark.parametrize("readme", READMES)
-def test_the_table_of_models_is_the_list_of_models(readme: str) -> None:
-    table = re.search(r"^\|[^\n]*\n\|---.*?\n\n", read(readme), re.MULTILINE | re.DOTALL)
+@pytest.mark.parametrize("name", READMES)
+def test_the_table_of_models_is_the_list_of_models(name: str) -> None:
+    table = re.search(r"^\|[^\n]*\n\|---.*?\n\n", read(name), re.MULTILINE | re.DOTALL)
     assert table is not None
     first_cells = [line.split("|")[1] for line in table[0].strip().splitlines()[2:]]
     named = [name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)]
     assert sorted(named) == catalog.model_names()
+
+
+@pytest.mark.parametrize(("name", "language"), readme.READMES.items())
+def test_the_table_of_models_is_what_the_cards_say(name: str, language: readme.Language) -> None:
+    assert read(name) == readme.with_table(read(name), language), "run: make readme"
+
+
+def test_readme_without_markers_is_refused() -> None:
+    with pytest.raises(UserError, match="expected the markers <!-- models"):
+        readme.with_table("# a page\n", "en")
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -73,7 +85,7 @@ def test_every_setting_of_make_serve_is_documented(page: str) -> None:
 
 
 def test_both_readmes_have_the_same_sections_and_commands() -> None:
-    english, chinese = (read(readme) for readme in READMES)
+    english, chinese = map(read, READMES)
     assert len(re.findall(r"^#+ ", english, re.MULTILINE)) == len(
         re.findall(r"^#+ ", chinese, re.MULTILINE)
     )

@@ -1,14 +1,13 @@
-"""What a model brings to the tests that all models share: ``tests/models/<model>.py``.
+"""What a model brings to the tests that all models share: ``tests/examples/<model>.py``.
 
-Such a file defines ``EXAMPLES``, of which the first is served as the model's default version, and
-``BARS``, what the model must reach on the default data.
+Such a file defines ``EXAMPLES``, of which the first is served as the model's default version.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -53,19 +52,6 @@ class Example:
         return f"{self.model}-{self.version}"
 
 
-@dataclass(frozen=True)
-class Bars:
-    """What a model must reach on the default data.
-
-    Attributes:
-        reaches: The least, by metric.
-        arguments: Of the training script; the defaults but for what only costs time.
-    """
-
-    reaches: Mapping[str, float]
-    arguments: Sequence[str] = field(default_factory=list)
-
-
 def model_names() -> list[str]:
     """The models of the catalog, but for one that lacks its file: a test of its own says so."""
     files = {path.stem for path in Path(__file__).parent.glob("*.py")}
@@ -96,7 +82,7 @@ def train(model: str, *flags: str) -> int:
 
 def load_handler(model: str, folder: Path) -> RecHandler:
     """A model's handler, found as TorchServe finds it, over an artifact folder."""
-    # Here, since TorchServe logs when it is imported, and bench.quality wants only the bars.
+    # TorchServe logs when it is imported.
     from ts.utils.util import list_classes_from_module
 
     entry = catalog.get(model)

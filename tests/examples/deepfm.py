@@ -8,7 +8,6 @@ import torch
 from handlers.models.deepfm import WEIGHTS_FILE, DeepFM
 from handlers.models.weights import load_network
 from handlers.schema import Matrix
-from tests.examples import Bars
 from tests.examples.rankers import ranker, with_ids
 from training.engine import fit
 
@@ -27,4 +26,3 @@ DEFAULT = ranker(
     reaches={"auc": 0.73},  # of .754
 )
 EXAMPLES = [DEFAULT, with_ids(DEFAULT, reaches={"auc": 0.8})]
-BARS = Bars(reaches={"auc": 0.749})

@@ -11,7 +11,7 @@ import torch
 from handlers.models.dssm import WEIGHTS_FILE, FeatureDSSM, TextDSSM
 from handlers.models.weights import load_network
 from handlers.schema import VOCABULARIES_FILE, FeatureSchema
-from tests.examples import Bars, Example
+from tests.examples import Example
 from training import artifacts
 from training.tasks.search import data as searches
 from training.tasks.search.world import (
@@ -105,4 +105,3 @@ TEXTS = replace(
     reaches={"hr_at_10": 0.4},  # of .89; by popularity .14
 )
 EXAMPLES = [FEATURES, TEXTS]
-BARS = Bars(reaches={"auc": 0.94}, arguments=["--epochs", "4"])  # of .950

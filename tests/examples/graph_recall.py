@@ -10,7 +10,7 @@ import numpy as np
 
 from handlers.models.graph_recall import VECTORS_FILE
 from handlers.schema import VOCABULARIES_FILE
-from tests.examples import Bars, Example
+from tests.examples import Example
 from training.tasks.links.world import generate_communities
 
 
@@ -63,4 +63,3 @@ EXAMPLES = [
         libraries=frozenset({"faiss"}),
     )
 ]
-BARS = Bars(reaches={"link_auc": 0.82, "nmi": 0.9})

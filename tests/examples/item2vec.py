@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from handlers.models.item2vec import VECTORS_FILES
-from tests.examples import Bars, Example
+from tests.examples import Example
 from training.tasks.next_item.world import generate_sequences, sequences
 
 
@@ -53,4 +53,3 @@ ITEMS = Example(
     reaches={"hr_at_10": 0.05},  # chance .01
 )
 EXAMPLES = [ITEMS]
-BARS = Bars(reaches={"same_cluster_at_10": 0.9})

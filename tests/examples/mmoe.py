@@ -8,7 +8,6 @@ import torch
 from handlers.models.mmoe import WEIGHTS_FILE, MMoE
 from handlers.models.weights import load_network
 from handlers.schema import Matrix
-from tests.examples import Bars
 from tests.examples.rankers import ranker
 from training.engine import fit
 
@@ -30,7 +29,3 @@ EXAMPLES = [
         reaches={"ctr_auc": 0.73, "watch_time_spearman": 0.32, "gmv_top_share": 0.3},
     )
 ]
-BARS = Bars(
-    reaches={"ctr_auc": 0.748, "watch_time_spearman": 0.335, "gmv_top_share": 0.33},
-    arguments=["--no-single-task"],
-)

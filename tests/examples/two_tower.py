@@ -13,7 +13,7 @@ import torch
 from handlers.models.two_tower import WEIGHTS_FILE, TwoTower
 from handlers.models.weights import load_network
 from handlers.schema import VOCABULARIES_FILE, FeatureSchema
-from tests.examples import Bars, Example
+from tests.examples import Example
 from training import artifacts
 from training.engine.fit import predict
 from training.golden import golden_matrix
@@ -129,4 +129,3 @@ def examples(model: str, tower: str) -> list[Example]:
 
 
 EXAMPLES = examples("two_tower", "user")
-BARS = Bars(reaches={"hr_at_10": 0.36})

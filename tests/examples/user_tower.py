@@ -1,6 +1,5 @@
 """user_tower for the shared tests."""
 
-from tests.examples.two_tower import BARS as BARS
 from tests.examples.two_tower import examples
 
 EXAMPLES = examples("user_tower", "user")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from handlers.models.item2vec import VECTORS_FILES
-from tests.examples import Bars
 from tests.examples.item2vec import ITEMS, means
 from training.tasks.next_item.world import corpus, generate_corpus
 
@@ -42,4 +41,3 @@ EXAMPLES = [
         reaches={"hr_at_10": 0.02},  # chance .009
     )
 ]
-BARS = Bars(reaches={"same_cluster_at_10": 0.95})

@@ -7,7 +7,6 @@ import xgboost as xgb
 
 from handlers.models.xgb import BOOSTER_FILE, TreeInputs
 from handlers.schema import Matrix
-from tests.examples import Bars
 from tests.examples.rankers import ranker, with_ids
 
 
@@ -28,4 +27,3 @@ DEFAULT = ranker(
     libraries=frozenset({"xgboost"}),
 )
 EXAMPLES = [DEFAULT, with_ids(DEFAULT, reaches={"auc": 0.8})]
-BARS = Bars(reaches={"auc": 0.742})

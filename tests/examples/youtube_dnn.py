@@ -9,7 +9,7 @@ import torch
 from handlers.models.weights import load_network
 from handlers.models.youtube_dnn import FEATURES_KEY, HISTORY_KEY, WEIGHTS_FILE, YouTubeDNN
 from handlers.schema import VOCABULARIES_FILE, FeatureSchema
-from tests.examples import Bars, Example
+from tests.examples import Example
 from training import artifacts
 from training.tasks.next_item.world import generate_sequences, sequences
 from training.train_youtube_dnn import embed_rows
@@ -62,4 +62,3 @@ EXAMPLES = [
         reaches={"hr_at_10": 0.15},  # of .41; by popularity .11
     )
 ]
-BARS = Bars(reaches={"hr_at_10": 0.27}, arguments=["--epochs", "3"])
