@@ -1,7 +1,7 @@
-# Every target's ## comment is its line in `make help`.
+# The ## comment of each target is its line in `make help`, which must fit 80 columns.
 
 .DEFAULT_GOAL := help
-.NOTPARALLEL: # `make train-all archive serve` means in this order
+.NOTPARALLEL: # `make train-all archive serve` runs them in this order
 .PHONY: help setup data train train-all archive describe index serve stop status evaluate register registry deploy readme test lint format bench soak tune doctor quality lock audit sbom licences clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -13,20 +13,20 @@ MODELS := $(sort $(patsubst archive/%/model-config.yaml,%,$(wildcard archive/*/m
 MODEL ?=
 VERSION ?=
 ARGS ?=
-# What the image installs.
+# The packages of the container image.
 SHIPPED := deploy/requirements.txt
-# Vulnerabilities that `make audit` passes over, each with its reason.
+# Vulnerabilities for `make audit` to ignore, each with its reason.
 AUDIT_IGNORED :=
-# What `make index` writes, if it did.
+# The item index, once `make index` has written it.
 INDEX_URI ?= $(wildcard data/milvus.db)
-# What `make serve` reads from its environment.
+# Environment variables of `make serve`.
 export ENABLED_MODELS TOKEN_AUTH INFERENCE_HOST INFERENCE_PORT MANAGEMENT_PORT METRICS_HOST METRICS_PORT MODEL_STORE LOG_LOCATION \
 	SIDECAR_PORT SIDECAR_HOST SIDECAR_TIMEOUT_S INDEX_URI RELOAD_API_KEY LOG_FORMAT OTEL_EXPORTER_OTLP_ENDPOINT
 
-help: ## Show this list
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.installed ## Create .venv and install the exact versions of constraints.txt
+setup: $(VENV)/.installed ## Install the exact versions of constraints.txt into .venv
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
@@ -37,53 +37,53 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP_INSTALL) .
 	@touch $@
 
-# The extras of pyproject.toml.
+# One target for each extra of pyproject.toml.
 $(VENV)/.installed-%: $(VENV)/.installed
 	$(PIP_INSTALL) '.[$*]'
 	@touch $@
 
-train: $(VENV)/.installed ## Train one model: make train MODEL=deepfm [VERSION=v1] [ARGS='--epochs 5']
-	@test -n "$(MODEL)" || { echo "error: which model? MODEL= one of: $(MODELS)"; exit 2; }
+train: $(VENV)/.installed ## Train a model: MODEL=deepfm [VERSION=v1] [ARGS='--epochs 5']
+	@test -n "$(MODEL)" || { echo "error: no model given; set MODEL to one of: $(MODELS)"; exit 2; }
 	@$(PY) -m scripts.train --model $(MODEL) $(if $(VERSION),--version $(VERSION)) $(ARGS)
 
-train-all: $(VENV)/.installed ## Train every model, on its default data
+train-all: $(VENV)/.installed ## Train every model on its default data
 	@$(PY) -m scripts.train $(if $(VERSION),--version $(VERSION))
 
-archive: $(VENV)/.installed ## Package the newest version of every model [MODEL=deepfm] [VERSION=v1]
+archive: $(VENV)/.installed ## Package the newest versions [MODEL=deepfm] [VERSION=v1]
 	$(PY) -m archive.package $(if $(MODEL),--model $(MODEL)) $(if $(VERSION),--version $(VERSION))
 
 describe: $(VENV)/.installed ## Print an archive's signature, metrics and contents: MODEL=deepfm
-	@test -n "$(MODEL)" || { echo "error: which model? make describe MODEL=deepfm"; exit 2; }
+	@test -n "$(MODEL)" || { echo "error: no model given; example: make describe MODEL=deepfm"; exit 2; }
 	@$(PY) -m archive.describe --model $(MODEL)
 
-evaluate: $(VENV)/.installed ## Judge a version against the one that serves: MODEL=deepfm [VERSION=v2] [ARGS='--current-version v1']
-	@test -n "$(MODEL)" || { echo "error: which model? make evaluate MODEL=deepfm"; exit 2; }
+evaluate: $(VENV)/.installed ## Compare a version with the champion: MODEL=deepfm [VERSION=v2]
+	@test -n "$(MODEL)" || { echo "error: no model given; example: make evaluate MODEL=deepfm"; exit 2; }
 	@$(PY) -m scripts.evaluate --model $(MODEL) $(if $(VERSION),--version $(VERSION)) $(ARGS)
 
-register: $(VENV)/.installed ## Put a trained model into the registry: MODEL=deepfm [VERSION=v1] [ARGS='--s3-bucket b']
-	@test -n "$(MODEL)" || { echo "error: which model? make register MODEL=deepfm"; exit 2; }
+register: $(VENV)/.installed ## Add a trained model to the registry: MODEL=deepfm [VERSION=v1]
+	@test -n "$(MODEL)" || { echo "error: no model given; example: make register MODEL=deepfm"; exit 2; }
 	@$(PY) -m scripts.register_model --model $(MODEL) $(if $(VERSION),--version $(VERSION)) $(ARGS)
 
-registry: $(VENV)/.installed ## List the registered versions [ARGS='--s3-bucket b']
+registry: $(VENV)/.installed ## List the registered versions
 	@$(PY) -m scripts.register_model list $(ARGS)
 
-index: $(VENV)/.installed-index ## Write item vectors to Milvus [MODEL=two_tower] [ARGS='--uri http://host:19530']
+index: $(VENV)/.installed-index ## Write item vectors to Milvus [MODEL=two_tower] [VERSION=v1]
 	$(PY) -m scripts.index_items $(if $(MODEL),--model $(MODEL)) $(if $(VERSION),--version $(VERSION)) $(ARGS)
 
-serve: $(VENV)/.installed ## Serve the archives on :8080, the sidecar on :8090 [ENABLED_MODELS=xgb,deepfm] [TOKEN_AUTH=1]
+serve: $(VENV)/.installed ## Serve archives on :8080, sidecar on :8090 [ENABLED_MODELS=xgb]
 	@$(PY) -m scripts.serve
 
 stop: $(VENV)/.installed ## Stop `make serve` from another terminal
 	@$(PY) -m scripts.serve stop
 
-status: $(VENV)/.installed ## Show what is served: versions and workers
+status: $(VENV)/.installed ## List the models being served, with their versions and workers
 	@$(PY) -m scripts.serve status
 
-deploy: $(VENV)/.installed ## Let a registered version take over: MODEL=deepfm [VERSION=v1] [ARGS='--rollback']
-	@test -n "$(MODEL)" || { echo "error: which model? make deploy MODEL=deepfm"; exit 2; }
+deploy: $(VENV)/.installed ## Switch running servers to a version: MODEL=deepfm [VERSION=v1]
+	@test -n "$(MODEL)" || { echo "error: no model given; example: make deploy MODEL=deepfm"; exit 2; }
 	@$(PY) -m scripts.deploy --model $(MODEL) $(if $(VERSION),--version $(VERSION)) $(ARGS)
 
-readme: $(VENV)/.installed ## Write the table of models into both READMEs, from archive/*/card.yaml
+readme: $(VENV)/.installed ## Write the table of models in both READMEs from archive/*/card.yaml
 	@$(PY) -m scripts.readme
 
 test: $(VENV)/.installed-dev ## Run the tests
@@ -96,44 +96,44 @@ lint: $(VENV)/.installed-dev ## Run ruff, mypy, import-linter and shellcheck
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/shellcheck scripts/run_training.sh .ci/run .ci/quickstart
 
-format: $(VENV)/.installed-dev ## Let ruff mend what it can
+format: $(VENV)/.installed-dev ## Format the code and apply ruff's automatic fixes
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-soak: $(VENV)/.installed ## Serve under mixed load with switches and killed workers: MINUTES=30 [ENABLED_MODELS=xgb,dssm]
+soak: $(VENV)/.installed ## Run a load test with version switches and kills [MINUTES=30]
 	$(PY) -m bench.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ENABLED_MODELS),--models $(ENABLED_MODELS)) $(ARGS)
 
-bench: $(VENV)/.installed ## Measure requests/s and latency beside the alternatives
+bench: $(VENV)/.installed ## Compare throughput and latency with the alternatives
 	$(PY) -m bench.serving $(ARGS)
 
-tune: $(VENV)/.installed ## Measure a model's settings here, keep the best: MODEL=deepfm [ARGS='--requests file']
-	@test -n "$(MODEL)" || { echo "error: which model? make tune MODEL=deepfm"; exit 2; }
+tune: $(VENV)/.installed ## Find the best settings of a model on this machine: MODEL=deepfm
+	@test -n "$(MODEL)" || { echo "error: no model given; example: make tune MODEL=deepfm"; exit 2; }
 	@$(PY) -m scripts.tune --model $(MODEL) $(ARGS)
 
-doctor: $(VENV)/.installed ## Check this machine and the configuration, each finding with its mend
+doctor: $(VENV)/.installed ## Check this machine and its configuration; suggest fixes
 	@$(PY) -m scripts.doctor
 
-quality: $(VENV)/.installed-dev ## Print every model's metrics beside baseline, bar and oracle [DATA=folder]
+quality: $(VENV)/.installed-dev ## Compare each model with its baseline and bar [DATA=folder]
 	$(PY) -m bench.quality $(if $(DATA),--data $(DATA)) $(ARGS)
 
-lock: $(VENV)/.installed-audit ## Pin what ships in the image, with hashes, after a change of dependencies [UV_FIND_LINKS=folder]
+lock: $(VENV)/.installed-audit ## Pin the image's packages with hashes [UV_FIND_LINKS=folder]
 	$(VENV)/bin/uv pip compile --quiet --no-config --constraint constraints.txt --extra otel \
 		--generate-hashes --only-binary :all: --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 		$(if $(UV_FIND_LINKS),,--torch-backend cpu) --no-annotate --custom-compile-command 'make lock' \
 		--output-file $(SHIPPED) pyproject.toml
 
-audit: $(VENV)/.installed-audit ## Look for known vulnerabilities in all that is installed
+audit: $(VENV)/.installed-audit ## Check the installed packages for known vulnerabilities
 	@$(VENV)/bin/pip-audit --strict --progress-spinner off --disable-pip --no-deps --requirement constraints.txt \
 		$(AUDIT_IGNORED:%=--ignore-vuln %) || \
-		{ echo "error: something was found, or could not be looked up: PyPI's JSON API has the advisories, a mirror seldom"; exit 1; }
+		{ echo "error: found a vulnerability, or failed to look up a package; advisories come from PyPI's JSON API, which few mirrors offer"; exit 1; }
 
-sbom: $(VENV)/.installed-audit ## Write the bill of materials of what ships in the image: build/sbom.cdx.json
+sbom: $(VENV)/.installed-audit ## Write the image's bill of materials to build/sbom.cdx.json
 	@mkdir -p build
 	@$(VENV)/bin/cyclonedx-py requirements $(SHIPPED) --pyproject pyproject.toml --output-reproducible --output-file build/sbom.cdx.json
 
-licences: $(VENV)/.installed-audit ## List the licences of what ships in the image
+licences: $(VENV)/.installed-audit ## List the licenses of the image's packages
 	@$(VENV)/bin/pip-licenses --from mixed --order license --packages $$(sed -n 's/==.*//p' $(SHIPPED))
 
-clean: ## Remove what training, packaging and tests wrote; keep data/ and .venv
+clean: ## Delete training, packaging and test output; keep data/ and .venv
 	rm -rf artifacts logs model-store/*.mar bench/results build *.egg-info \
 		.pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
