@@ -16,8 +16,8 @@ type Client struct {
 	http      http.Client
 }
 
-// statusError is an answer other than 200: code, type and message are TorchServe's, detail is the
-// sidecar's.
+// statusError is a response other than 200. TorchServe sets code, type and message; the sidecar sets
+// detail.
 type statusError struct {
 	Status  int    `json:"-"`
 	Code    int    `json:"code"`
@@ -30,12 +30,12 @@ func (e *statusError) Error() string {
 	return fmt.Sprintf("status %d: %s: %s%s", e.Status, e.Type, e.Message, e.Detail)
 }
 
-// predict posts {"data": data} to a model and returns the body of the answer.
+// predict posts {"data": data} to a model and returns the body of the response.
 func (c *Client) predict(path string, data any, header http.Header) ([]byte, error) {
 	return c.post(c.inference+"/predictions/"+path, map[string]any{"data": data}, header)
 }
 
-// ask posts a body to a route of the sidecar and decodes the answer into target.
+// ask posts a body to a route of the sidecar and decodes the response into target.
 func (c *Client) ask(route string, body, target any) error {
 	answer, err := c.post(c.sidecar+route, body, nil)
 	if err != nil {
@@ -76,7 +76,7 @@ func (c *Client) post(url string, content any, header http.Header) ([]byte, erro
 	return answer, nil
 }
 
-// checkHealth asks what the load balancer asks of TorchServe, and of the sidecar.
+// checkHealth sends the health check of the load balancer to TorchServe or the sidecar.
 func (c *Client) checkHealth(base string) error {
 	response, err := c.http.Get(base + "/ping")
 	if err != nil {
@@ -95,8 +95,8 @@ func (c *Client) checkHealth(base string) error {
 	return nil
 }
 
-// lenientNumbers reads an answer as the features client does: an array, or "predictions", or
-// "prediction"; a nested list is cut to its first element, a lone number is copied to all n rows.
+// lenientNumbers reads a response as the features client does: an array, or the value of "predictions"
+// or "prediction". Of a nested list it takes the first element; it repeats a single number n times.
 func lenientNumbers(answer []byte, n int) ([]float64, error) {
 	var decoded any
 	if err := json.Unmarshal(answer, &decoded); err != nil {
@@ -132,14 +132,14 @@ func lenientNumbers(answer []byte, n int) ([]float64, error) {
 	return numbers, nil
 }
 
-// strictly decodes JSON that has no other keys than target.
+// strictly decodes JSON and rejects keys that target does not have.
 func strictly(answer []byte, target any) error {
 	decoder := json.NewDecoder(bytes.NewReader(answer))
 	decoder.DisallowUnknownFields()
 	return decoder.Decode(target)
 }
 
-// sameVectors compares vectors, or scores, at 1e-5.
+// sameVectors compares vectors or scores with a tolerance of 1e-5.
 func sameVectors(got, want [][]float64) error {
 	if len(got) != len(want) {
 		return fmt.Errorf("expected %d rows, got %d", len(want), len(got))

@@ -1,8 +1,8 @@
-// Command client calls the models as the Go services do, and checks what they would get.
+// Command client calls the models as the Go services do and checks the responses.
 //
 //	client -url http://127.0.0.1:8080 -sidecar http://127.0.0.1:8090 -cases cases.json -index vectors
 //
-// It prints a line for each check and exits with 1 when one fails.
+// It prints a line for each check and exits with status 1 if any fails.
 package main
 
 import (
@@ -14,17 +14,17 @@ import (
 	"time"
 )
 
-// Case is what one model is asked, and what it must answer.
+// Case holds the request rows of one model and the predictions that it must return.
 type Case[Row, Prediction any] struct {
 	Version     string       `json:"version"`
 	Rows        []Row        `json:"rows"`
-	Instances   [][]float64  `json:"instances"` // the rows as vectors
+	Instances   [][]float64  `json:"instances"` // the rows as arrays
 	Predictions []Prediction `json:"predictions"`
-	// Nearest are the ids of the items nearest to each prediction in the index.
+	// Nearest holds, for each prediction, the ids of the nearest items in the index.
 	Nearest [][]string `json:"nearest"`
 }
 
-// Cases are those of all models.
+// Cases holds a case for each model.
 type Cases struct {
 	XGB         Case[features, float64]      `json:"xgb"`
 	DeepFM      Case[features, float64]      `json:"deepfm"`
@@ -42,7 +42,7 @@ type Cases struct {
 // checker reports one check.
 type checker func(err error, name string)
 
-// checkAll calls every model in every way.
+// checkAll calls every model in every way that the services use.
 func (c *Client) checkAll(cases Cases, indexFolder string, check checker) {
 	check(c.checkHealth(c.inference), "health of TorchServe")
 	check(c.checkHealth(c.sidecar), "health of the sidecar")

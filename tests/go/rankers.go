@@ -7,17 +7,17 @@ import (
 	"net/http"
 )
 
-// features are a row of most models.
+// features is a row of most models.
 type features map[string]float64
 
-// tasks is one of mmoe's predictions.
+// tasks is the prediction of mmoe for one row.
 type tasks struct {
 	CTR       *float64 `json:"ctr"`
 	WatchTime *float64 `json:"watch_time"`
 	GMV       *float64 `json:"gmv"`
 }
 
-// checkRanker scores rows in all the ways in which the callers do.
+// checkRanker scores rows in every way that the callers use.
 func (c *Client) checkRanker(model string, want Case[features, float64], check checker) {
 	check(c.checkLenient(model, want.Rows, nil, want.Predictions), model+" features")
 	check(c.checkLenient(model, want.Instances, nil, want.Predictions), model+" instances")
@@ -35,7 +35,7 @@ func (c *Client) checkRanker(model string, want Case[features, float64], check c
 	check(c.checkRefused(model), model+" bad feature")
 }
 
-// checkLenient scores rows, objects or vectors, with the client that reads many shapes.
+// checkLenient scores rows, as objects or arrays, with the client that accepts many response shapes.
 func (c *Client) checkLenient(path string, rows any, header http.Header, want []float64) error {
 	answer, err := c.predict(path, rows, header)
 	if err != nil {
@@ -48,7 +48,7 @@ func (c *Client) checkLenient(path string, rows any, header http.Header, want []
 	return sameScores(scores, want)
 }
 
-// checkExact scores rows with the client that demands exactly as many numbers.
+// checkExact scores rows with the client that requires exactly one number per row.
 func (c *Client) checkExact(model string, rows []features, want []float64) error {
 	answer, err := c.predict(model, rows, nil)
 	if err != nil {
@@ -83,7 +83,7 @@ func sameScores(got, want []float64) error {
 	return sameVector(got, want)
 }
 
-// checkTasks asks mmoe for its three numbers a row.
+// checkTasks checks the three predictions of mmoe for each row.
 func (c *Client) checkTasks(rows any, want []tasks) error {
 	answer, err := c.predict("mmoe", rows, nil)
 	if err != nil {
@@ -114,7 +114,7 @@ func (c *Client) checkTasks(rows any, want []tasks) error {
 	return nil
 }
 
-// checkRefused sends a bad row and expects an error that a person can read.
+// checkRefused sends a bad row and expects a readable error.
 func (c *Client) checkRefused(model string) error {
 	_, err := c.predict(model, []map[string]any{{"user_age": "abc"}}, nil)
 	return refusedAs(err, statusError{
@@ -123,7 +123,7 @@ func (c *Client) checkRefused(model string) error {
 	})
 }
 
-// refusedAs compares an error with the one that is expected.
+// refusedAs compares an error with the expected one.
 func refusedAs(err error, want statusError) error {
 	var failure *statusError
 	if !errors.As(err, &failure) || *failure != want {
@@ -132,7 +132,7 @@ func refusedAs(err error, want statusError) error {
 	return nil
 }
 
-// credentials are the ways in which the callers show who they are.
+// credentials returns the headers with which callers authenticate, by kind.
 func credentials() map[string]http.Header {
 	basic := http.Request{Header: http.Header{}}
 	basic.SetBasicAuth("service", "secret")

@@ -8,7 +8,7 @@ import (
 	"slices"
 )
 
-// Rows of the recall models; the sidecar's bodies are the same, but for itemBody.
+// Rows of the recall models. The sidecar takes the same bodies; itemBody is for the sidecar only.
 
 type queryRow struct {
 	QueryFeatures features `json:"query_features"`
@@ -16,7 +16,7 @@ type queryRow struct {
 
 type userRow struct {
 	UserFeatures features `json:"user_features"`
-	// Nil, for a user without a history, goes out as null.
+	// Nil, for a user without a history, is sent as null.
 	HistoryItemIDs []string `json:"history_item_ids"`
 }
 
@@ -37,13 +37,13 @@ type recallRow struct {
 	TopK   *int   `json:"top_k,omitempty"`
 }
 
-// recalled is what a user is answered with, best first.
+// recalled holds the items recalled for a user, best first.
 type recalled struct {
 	ItemIDs []string  `json:"item_ids"`
 	Scores  []float64 `json:"scores"`
 }
 
-// checkEmbeddings asks a model for the vector of one row, which must be flat, and of several.
+// checkEmbeddings embeds one row, whose vector must be flat, and several rows.
 func checkEmbeddings[Row any](c *Client, model string, want Case[Row, []float64], check checker) {
 	single := func(data any) error {
 		answer, err := c.predict(model, data, nil)
@@ -68,7 +68,7 @@ func checkEmbeddings[Row any](c *Client, model string, want Case[Row, []float64]
 	check(several(), fmt.Sprintf("%s %d rows", model, len(want.Rows)))
 }
 
-// embedRows asks a model for the vectors of several rows.
+// embedRows returns the vectors of several rows.
 func embedRows[Row any](c *Client, model string, rows []Row) ([][]float64, error) {
 	answer, err := c.predict(model, rows, nil)
 	if err != nil {
@@ -81,8 +81,8 @@ func embedRows[Row any](c *Client, model string, rows []Row) ([][]float64, error
 	return decoded.Predictions, err
 }
 
-// checkRoute asks a route of the sidecar for the vector of each body, and what is wrong with one
-// that lacks its only required field.
+// checkRoute embeds each body with a route of the sidecar, and expects an error for a body without
+// its only required field.
 func checkRoute[Body any](
 	c *Client, route, required string, want Case[Body, []float64], check checker,
 ) {
@@ -104,7 +104,7 @@ func checkRoute[Body any](
 	check(refusedAs(err, statusError{Status: 400, Detail: detail}), "/"+route+" of an empty body")
 }
 
-// checkRecall asks for the items of each user, by the sidecar and directly.
+// checkRecall recalls items for each user, through the sidecar and directly.
 func (c *Client) checkRecall(want Case[recallRow, recalled], check checker) {
 	byRoute := func(row recallRow) (found recalled, err error) {
 		err = c.ask("/recall", row, &found)
@@ -146,10 +146,10 @@ func sameRecalled(got, want recalled, err error) error {
 	return sameVector(got.Scores, want.Scores)
 }
 
-// index holds the vectors of items by id, as make index ARGS='--format json' exports them.
+// index holds item vectors by id, as exported by make index ARGS='--format json'.
 type index map[string][]float64
 
-// search finds the k items with the largest inner product, best first.
+// search returns the k items with the largest inner products, best first.
 func (items index) search(vector []float64, k int) []string {
 	scores := make(map[string]float64, len(items))
 	ids := make([]string, 0, len(items))
@@ -163,7 +163,7 @@ func (items index) search(vector []float64, k int) []string {
 	return ids[:min(k, len(ids))]
 }
 
-// checkTwoSteps recalls items: vectors from the model, then the nearest items of the index.
+// checkTwoSteps recalls items in two steps: embed with the model, then search the index.
 func checkTwoSteps[Row any](
 	c *Client, model, indexFile string, want Case[Row, []float64], check checker,
 ) {
