@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bench.measure import COMPARED, Case, Results, Service, Target
-from serving.rollout import SAMPLE_FILE
+from serving.archive_file import SAMPLE_FILE
 from serving.testing import Server
 from sidecar.http.app import ROUTES
 

@@ -33,8 +33,8 @@ from bench.ann import timed
 from handlers.models.deepfm import DeepFM
 from handlers.models.graph_recall import MAX_EXACT, Neighbours
 from handlers.models.weights import network_bytes
+from serving.archive_file import SAMPLE_FILE
 from serving.load import LoadError, load
-from serving.rollout import SAMPLE_FILE
 from serving.testing import Server, running_server
 from training.engine.fit import FitConfig, fit
 from training.engine.worker import seed_everything

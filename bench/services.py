@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -19,8 +20,9 @@ from archive.catalog import CONFIG_FILE
 from archive.package import with_config
 from bench.fastapi_service import MODELS_VARIABLE
 from handlers.errors import UserError
+from serving.client import TorchServe, TorchServeError
 from serving.ports import free_ports
-from serving.server import Management, java
+from serving.server import java
 from serving.settings import Settings
 from serving.testing import ROOT, Server, instance_env, make_archive, running_server
 
@@ -92,11 +94,16 @@ def default_torchserve(mar: Path, scratch: Path) -> Iterator[str]:
             start_new_session=True,
         )
         try:
-            management = Management(settings)
-            _wait_until(lambda: all(model.ready for model in management.models()), process)
+            _wait_until(lambda: asyncio.run(_all_ready(settings)), process)
             yield settings.inference_url
         finally:
             _kill(process)
+
+
+async def _all_ready(settings: Settings) -> bool:
+    async with TorchServe.on_this_machine(settings) as torchserve:
+        models = await torchserve.models()
+    return bool(models) and all(model.ready for model in models)
 
 
 @contextmanager
@@ -139,8 +146,8 @@ def _wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes]) -> 
         try:
             if ready():
                 return
-        except (requests.RequestException, LookupError):
-            pass  # it does not listen yet, or a model is not registered yet
+        except (requests.RequestException, TorchServeError):
+            pass  # it does not listen yet
         if process.poll() is not None or time.monotonic() > deadline:
             raise ServiceError(f"{process.args!r} did not come up in {START_TIMEOUT_S:.0f} s")
         time.sleep(POLL_INTERVAL_S)

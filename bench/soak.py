@@ -42,8 +42,8 @@ from archive import catalog, package
 from archive.registry.store import Registry
 from handlers import logs
 from handlers.errors import ArchiveError, UserError
+from serving.archive_file import ArchiveFile
 from serving.load import calling
-from serving.replay import Golden
 from serving.testing import ROOT, Server, running_server
 from sidecar.http.app import ROUTES
 from training import artifacts
@@ -249,7 +249,7 @@ class World:
     def targets(self, server: Server) -> list[Target]:
         """Every model, and every route that has one."""
         found = []
-        golden = {model: Golden.read(self.store / f"{model}.mar") for model in self.versions}
+        golden = {m: ArchiveFile.read(self.store / f"{m}.mar").golden for m in self.versions}
         for model, each in golden.items():
             path = f"/predictions/{model}"
             found.append(Target(path, model, server.inference_url + path, each.requests[:9]))
@@ -389,7 +389,7 @@ def memory(server: Server) -> dict[str, int]:
         try:
             command = " ".join(process.cmdline())
             part = "workers" if "model_service_worker" in command else "Java"
-            part = "sidecar" if "sidecar.http.app" in command else part
+            part = "sidecar" if "-m sidecar" in command else part
             found[part] += process.memory_full_info().pss
         except psutil.NoSuchProcess:  # just killed
             continue

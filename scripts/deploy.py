@@ -37,8 +37,9 @@ from archive.registry.store import (
 from handlers import logs
 from handlers.errors import ArchiveError, UserError
 from handlers.signature import first_difference, verify_archive
+from serving.archive_file import ArchiveFile, Golden
 from serving.client import TorchServe, TorchServeError
-from serving.replay import TOP_K, Distance, Golden, Replay, RequestsError, read_requests, replay
+from serving.replay import TOP_K, Distance, Replay, RequestsError, read_requests, replay
 from serving.rollout import RolloutError, changing, drain, loaded, retire
 from serving.settings import ServeError, Settings
 
@@ -279,7 +280,7 @@ async def _take_over(
     model = config.model
     for host, old in zip(hosts, olds, strict=True):
         torchserve, mar = host.torchserve, _versioned(host.store, model, version)
-        golden = Golden.read(mar)
+        golden = ArchiveFile.read(mar).golden
         requests = bodies or golden.requests
         known = await torchserve.version(model, version)
         with _step(host, "load"):
@@ -308,7 +309,7 @@ def _step(host: Host, name: str) -> Iterator[None]:
     logger.info("%s: %s", host, name)
     try:
         yield
-    except (RolloutError, TorchServeError) as error:
+    except (ArchiveError, RolloutError, TorchServeError) as error:
         raise DeployError(f"{host}: {name}: {error}") from error
 
 

@@ -24,18 +24,18 @@ from rich.table import Table
 
 from archive import catalog
 from handlers.errors import ArchiveError
-from handlers.signature import GOLDEN_FILE, Signature, sha256, verify_archive
-from scripts.serve import Archive
+from handlers.signature import GOLDEN_FILE, sha256
 from serving import run_folder as instance
 from serving import server as torchserve
+from serving.archive_file import ArchiveFile
 from serving.budget import JAVA_BYTES, WORKER_BYTES, Budget
 from serving.load import generator
 from serving.ports import check_ports
-from serving.settings import ServeError, Settings
+from serving.settings import ROOT, ServeError, Settings
 from training import artifacts
 from training.artifacts import ArtifactError
 
-PROPERTIES = torchserve.ROOT / "config.properties"
+PROPERTIES = ROOT / "config.properties"
 # TorchServe keeps a file open for each caller, Python's side for each worker and each of its own.
 MIN_OPEN_FILES = 4096
 # For logs, beside what archives take when they are unpacked.
@@ -147,12 +147,12 @@ def archives(patient: Patient) -> Iterator[Finding]:
             yield Finding(f"{mar} is missing", mend)
             continue
         try:
-            archive, signature = Archive.read(mar), verify_archive(mar)
-        except (ArchiveError, ServeError) as error:
+            archive = ArchiveFile.read(mar)
+        except ArchiveError as error:
             yield Finding.of(error)
             continue
         if name in catalog.model_names():
-            differences = list(outdated(archive, signature, patient.artifacts_dir))
+            differences = list(outdated(archive, patient.artifacts_dir))
             if differences:
                 yield Finding(
                     f"{mar} ({archive.version}) is outdated: {', '.join(differences)}",
@@ -161,8 +161,9 @@ def archives(patient: Patient) -> Iterator[Finding]:
                 )
 
 
-def outdated(archive: Archive, signature: Signature, artifacts_dir: Path) -> Iterator[str]:
+def outdated(archive: ArchiveFile, artifacts_dir: Path) -> Iterator[str]:
     """In what an archive differs from what it would be packaged from now."""
+    signature = archive.signature
     model = catalog.get(archive.name)
     if archive.config != model.config:
         yield f"archive/{model.name}/{catalog.CONFIG_FILE} was edited"

@@ -33,14 +33,14 @@ from archive import catalog
 from archive.package import MODEL_STORE, with_config
 from handlers import logs
 from handlers.errors import ArchiveError, UserError
-from handlers.signature import verify_archive
 from serving import run_folder as instance
 from serving import server as torchserve
+from serving.archive_file import ArchiveFile
 from serving.budget import JAVA_BYTES, Budget
 from serving.client import TorchServe, TorchServeError
 from serving.load import Load, LoadError, generator, load
 from serving.ports import free_ports
-from serving.replay import Golden, RequestsError, read_requests, replay
+from serving.replay import RequestsError, read_requests, replay
 from serving.rollout import RolloutError, loaded, retire
 from serving.settings import ServeError, Settings
 
@@ -274,11 +274,12 @@ async def sweep(config: Config, mar: Path, text: str, points: dict[Setting, Poin
         TorchServeError: If TorchServe does not do what it is asked.
         TuneError: If the archive cannot be loaded with a setting.
     """
-    model, version = mar.stem, verify_archive(mar).model_version
+    archive = ArchiveFile.read(mar)
+    model, version = mar.stem, archive.version
     if config.requests:
         bodies = read_requests(config.requests)
     else:
-        rows = list(islice(cycle(Golden.read(mar).rows), config.rows))
+        rows = list(islice(cycle(archive.golden.rows), config.rows))
         bodies = [orjson.dumps({"data": rows})]
     budget = Budget.read()
     with tempfile.TemporaryDirectory(prefix="recmar-tune-") as scratch:

@@ -1,4 +1,4 @@
-"""Client of TorchServe's predictions and of its management API."""
+"""Client of TorchServe's inference and management APIs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -18,27 +19,28 @@ import orjson
 from opentelemetry import propagate, trace
 
 from handlers.errors import UserError
+from serving.settings import Settings
 
 OK = 200
 NOT_FOUND = 404
-# More callers than these wait for a connection instead of filling TorchServe's queues.
+# Further callers wait for a connection instead of filling TorchServe's queues.
 MAX_CONNECTIONS = 256
-MAX_BODY_BYTES = 8 << 20  # as TorchServe's max_request_size
-# The types of error by which our handlers tell a caller what is wrong with the request.
-CALLERS_FAULT = ("InvalidRequest", "TooManyRows")
+MAX_BODY_BYTES = 8 << 20  # TorchServe's max_request_size
+# The error types that our handlers give to requests that the caller has to correct.
+INVALID_REQUEST_TYPES = ("InvalidRequest", "TooManyRows")
 REQUEST_ID = "X-Request-ID"
 
-# Goes on to TorchServe, whose workers log it when a model fails; empty for requests of our own.
+# Sent on to TorchServe, whose workers log it when a model fails; empty for our own requests.
 request_id_of_caller = ContextVar("request_id_of_caller", default="")
 tracer = trace.get_tracer(__name__)  # records nothing until a provider is set
 
 
 class TorchServeError(UserError):
-    """TorchServe did not do what it was asked.
+    """TorchServe refused a request, or did not answer it.
 
     Args:
-        status: The HTTP status that the sidecar's caller gets.
-        message: Says why.
+        status: HTTP status for the sidecar's caller.
+        message: The reason.
     """
 
     def __init__(self, status: int, message: str) -> None:
@@ -48,47 +50,71 @@ class TorchServeError(UserError):
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A registered version of a model.
+    """A registered version of a model, as the management API describes it.
 
     Attributes:
-        version: As in the URL.
+        name: The model's name in URLs.
+        version: The version's name in URLs.
+        is_default: It answers when the URL names no version; None if that was not asked.
         workers: State of each worker.
-        pids: Process of each worker by the worker's id; -1 until it runs.
-        min_workers: Workers that it should have.
+        pids: Process of each worker, by the worker's id; -1 until it runs.
+        min_workers: Number of workers that it should have.
         pending_requests: Requests in its queue, without those at the workers.
+        settings: Effective values of the keys of model-config.yaml.
     """
 
+    name: str
     version: str
+    is_default: bool | None
     workers: tuple[str, ...]
     pids: Mapping[str, int]
     min_workers: int
     pending_requests: int
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def from_json(cls, described: Mapping[str, Any], is_default: bool | None) -> ModelVersion:
+        """Convert the management API's description of a version."""
+        workers, queue = described["workers"], described["jobQueueStatus"]
+        queue_size = queue["remainingCapacity"] + queue["pendingRequests"]
+        return cls(
+            name=described["modelName"],
+            version=described["modelVersion"],
+            is_default=is_default,
+            workers=tuple(worker["status"] for worker in workers),
+            pids={worker["id"]: worker["pid"] for worker in workers},
+            min_workers=described["minWorkers"],
+            pending_requests=queue["pendingRequests"],
+            settings={**described, "jobQueueSize": queue_size},
+        )
 
     @property
     def ready_workers(self) -> int:
-        """Workers that have loaded the model."""
+        """Number of workers that have loaded the model."""
         return self.workers.count("READY")
 
     @property
     def ready(self) -> bool:
-        """Whether it has all its workers."""
+        """Whether all its workers have loaded the model."""
         return self.ready_workers >= max(self.min_workers, 1)
 
     def __str__(self) -> str:
-        """Its workers in words: ``1/2 READY, 1 UNLOADING``."""
+        """Describe its workers: ``1/2 READY, 1 UNLOADING``."""
         others = Counter(state for state in self.workers if state != "READY")
         states = [f"{self.ready_workers}/{self.min_workers} READY"]
         return ", ".join(states + [f"{n} {state}" for state, n in others.items()])
 
 
 class TorchServe:
-    """TorchServe over pooled connections; an async context manager.
+    """A client with pooled connections; an async context manager.
+
+    It ignores the environment's proxies: TorchServe's management API is on loopback.
 
     Args:
-        inference_url: Of the predictions.
-        management_url: Of the management API.
-        key_file: TorchServe's ``key_file.json`` when it asks for tokens.
-        timeout_s: Seconds until a request that is not answered fails.
+        inference_url: URL of the predictions.
+        management_url: URL of the management API.
+        key_file: TorchServe's ``key_file.json`` if it requires tokens.
+        timeout_s: Seconds until an unanswered request fails.
     """
 
     _session: aiohttp.ClientSession
@@ -101,8 +127,23 @@ class TorchServe:
         self._key_file = key_file
         self._timeout_s = timeout_s
 
+    @classmethod
+    def on_this_machine(
+        cls, settings: Settings, *, tokens: bool | None = None, timeout_s: float = 5.0
+    ) -> TorchServe:
+        """Create a client of a server on this machine.
+
+        Args:
+            settings: Settings of the server.
+            tokens: The server requires tokens; None to decide by whether it has written any.
+            timeout_s: Seconds until an unanswered request fails.
+        """
+        with_tokens = settings.key_file.exists() if tokens is None else tokens
+        key_file = settings.key_file if with_tokens else None
+        return cls(settings.inference_url, settings.management_url, key_file, timeout_s)
+
     async def __aenter__(self) -> Self:
-        """Open the pool, in the event loop that uses it."""
+        """Open the connection pool, in the event loop that uses it."""
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -116,23 +157,23 @@ class TorchServe:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the pool."""
+        """Close the connection pool."""
         await self._session.close()
 
     # Inference
 
     async def predict(self, model: str, rows: list[Any]) -> list[Any]:
-        """The predictions of a model's default version.
+        """Return the predictions of a model's default version, one per row.
 
         Raises:
             TorchServeError: 400 or 413 with the model's own message about the rows; 503 if the
-                model cannot be asked; 504 if it takes too long.
+                model is unavailable; 504 if it is too slow.
         """
         try:
             body = orjson.dumps({"data": rows})
-        except orjson.JSONEncodeError as error:  # it parsed, so only its depth can be wrong
+        except orjson.JSONEncodeError as error:  # rows came as JSON: only their depth can be wrong
             raise TorchServeError(400, f"body: expected less nesting, got: {error}") from error
-        if len(body) > MAX_BODY_BYTES:  # as the caller wrote it, it may have been shorter
+        if len(body) > MAX_BODY_BYTES:  # the caller's own spelling may have been shorter
             raise TorchServeError(
                 413, f"body: expected at most {MAX_BODY_BYTES} bytes, got {len(body)}; split it"
             )
@@ -141,56 +182,63 @@ class TorchServe:
             predictions: list[Any] = orjson.loads(answer)["predictions"]
             return predictions
         kind, message = _reason(answer)
-        if kind in CALLERS_FAULT:
+        if kind in INVALID_REQUEST_TYPES:
             raise TorchServeError(status, message)
         raise TorchServeError(503, f"{model}: TorchServe answered {status}: {message}")
 
     async def send(self, model: str, body: bytes, version: str | None = None) -> tuple[int, bytes]:
-        """Send a body to a model as it is.
+        """Send a body to a model unchanged.
 
         Args:
-            model: Its name.
+            model: Name of the model.
             body: JSON.
-            version: None for the default one.
+            version: Version of the model; None for the default one.
 
         Returns:
             TorchServe's status and body.
 
         Raises:
-            TorchServeError: If there is no answer.
+            TorchServeError: If there is no response.
         """
         path = f"/predictions/{model}" if version is None else f"/predictions/{model}/{version}"
         return await self._call("POST", self.inference_url + path, "inference", body)
 
     # Management
 
+    async def models(self) -> list[ModelVersion]:
+        """Return every version of every registered model, sorted by model name.
+
+        Raises:
+            TorchServeError: If TorchServe refuses.
+        """
+        listed = await self._get("/models?limit=1000") or {"models": []}
+        names = sorted(model["modelName"] for model in listed["models"])
+        return list(chain.from_iterable(await asyncio.gather(*map(self._all_versions, names))))
+
     async def default_version(self, model: str) -> ModelVersion | None:
-        """The version that answers when the URL names none; None if the model is not loaded."""
-        versions = await self._describe(f"/models/{model}")
-        return versions[0] if versions else None
+        """Return the version that answers when the URL names none; None if there is none."""
+        described = await self._get(f"/models/{model}")
+        return ModelVersion.from_json(described[0], is_default=True) if described else None
 
     async def versions(self, model: str) -> list[ModelVersion]:
-        """Every version of a model, the default one first; none if it is not loaded."""
-        default, versions = await asyncio.gather(
-            self.default_version(model), self._describe(f"/models/{model}/all")
-        )
-        return sorted(versions, key=lambda v: default is None or v.version != default.version)
+        """Return every version of a model, the default one first; none if it is not loaded."""
+        return sorted(await self._all_versions(model), key=lambda found: not found.is_default)
 
     async def version(self, model: str, version: str) -> ModelVersion | None:
-        """One version of a model; None if it is not loaded."""
-        versions = await self._describe(f"/models/{model}/{version}")
-        return versions[0] if versions else None
+        """Return one version of a model; None if it is not loaded."""
+        described = await self._get(f"/models/{model}/{version}")
+        return ModelVersion.from_json(described[0], is_default=None) if described else None
 
     async def signature(self, model: str) -> dict[str, Any]:
-        """What a default version's archive says of itself; empty if the model is not loaded."""
+        """Return the signature of a model's default version; empty if it is not loaded."""
         url = f"{self.management_url}/models/{model}?customized=true"
         status, answer = await self._call("GET", url, "management")
-        told = orjson.loads(answer)[0] if status == OK else {}
-        signature: dict[str, Any] = told.get("customizedMetadata") or {}
+        described = orjson.loads(answer)[0] if status == OK else {}
+        signature: dict[str, Any] = described.get("customizedMetadata") or {}
         return signature
 
     async def register(self, archive: str) -> None:
-        """Begin to load an archive of the model store, with the workers that it asks for.
+        """Start loading an archive of the model store, with the workers that it configures.
 
         Raises:
             TorchServeError: If TorchServe refuses.
@@ -198,7 +246,7 @@ class TorchServe:
         await self._manage("POST", f"/models?url={archive}&synchronous=false")
 
     async def set_default(self, model: str, version: str) -> None:
-        """Let a version answer when the URL names none.
+        """Make a version answer when the URL names none.
 
         Raises:
             TorchServeError: If TorchServe refuses.
@@ -206,21 +254,32 @@ class TorchServe:
         await self._manage("PUT", f"/models/{model}/{version}/set-default")
 
     async def unregister(self, model: str, version: str) -> None:
-        """Remove a version at once: requests in flight are never answered.
+        """Remove a version immediately; its requests in flight are never answered.
 
         Raises:
             TorchServeError: If TorchServe refuses.
         """
         await self._manage("DELETE", f"/models/{model}/{version}")
 
-    async def _describe(self, path: str) -> list[ModelVersion]:
+    async def _all_versions(self, model: str) -> list[ModelVersion]:
+        default, described = await asyncio.gather(
+            self.default_version(model), self._get(f"/models/{model}/all")
+        )
+        name = None if default is None else default.version
+        return [
+            ModelVersion.from_json(each, is_default=each["modelVersion"] == name)
+            for each in described or []
+        ]
+
+    async def _get(self, path: str) -> Any:
+        """Return what the management API describes; None if there is no such thing."""
         url = self.management_url + path
         status, answer = await self._call("GET", url, "management")
         if status == NOT_FOUND:
-            return []
+            return None
         if status != OK:
             raise TorchServeError(503, f"{url}: TorchServe answered {status}: {_reason(answer)[1]}")
-        return [_model_version(told) for told in orjson.loads(answer)]
+        return orjson.loads(answer)
 
     async def _manage(self, method: str, path: str) -> None:
         url = self.management_url + path
@@ -256,7 +315,7 @@ class TorchServe:
 
 @contextmanager
 def _traced(name: str, headers: dict[str, str]) -> Iterator[None]:
-    """A span in the trace of the caller's request, if it is traced, which the headers carry on."""
+    """Record a span if the caller's request is traced; the headers continue its trace."""
     if not trace.get_current_span().is_recording():
         yield
         return
@@ -266,7 +325,7 @@ def _traced(name: str, headers: dict[str, str]) -> Iterator[None]:
 
 
 def _token(key_file: Path, key: str) -> str:
-    """Read each time: a TorchServe that was started again has other keys."""
+    """Read a token; not cached, because a restarted TorchServe has new ones."""
     try:
         return str(orjson.loads(key_file.read_bytes())[key]["key"])
     except (OSError, ValueError, LookupError) as error:
@@ -276,19 +335,9 @@ def _token(key_file: Path, key: str) -> str:
 
 
 def _reason(answer: bytes) -> tuple[str, str]:
-    """Type and message of an error body."""
+    """Return the type and message of an error body."""
     try:
-        told = orjson.loads(answer)
-        return str(told["type"]), str(told["message"])
+        error = orjson.loads(answer)
+        return str(error["type"]), str(error["message"])
     except (ValueError, LookupError, TypeError):
         return "", answer.decode(errors="replace")
-
-
-def _model_version(told: dict[str, Any]) -> ModelVersion:
-    return ModelVersion(
-        version=told["modelVersion"],
-        workers=tuple(worker["status"] for worker in told["workers"]),
-        pids={worker["id"]: worker["pid"] for worker in told["workers"]},
-        min_workers=told["minWorkers"],
-        pending_requests=told["jobQueueStatus"]["pendingRequests"],
-    )

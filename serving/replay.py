@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import time
-import zipfile
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,7 +15,6 @@ import orjson
 from scipy.stats import kendalltau
 
 from handlers.errors import UserError
-from handlers.signature import GOLDEN_FILE
 from serving.client import OK, TorchServe, TorchServeError
 
 TOP_K = 10
@@ -27,35 +24,6 @@ Ranking = dict[Hashable, float]
 
 class RequestsError(UserError):
     """A file of requests cannot be used."""
-
-
-@dataclass(frozen=True)
-class Golden:
-    """The golden rows of an archive.
-
-    Attributes:
-        rows: As in a request.
-        predictions: What training computed for each.
-    """
-
-    rows: list[Any]
-    predictions: list[Any]
-
-    @classmethod
-    def read(cls, mar: Path) -> Golden:
-        """Read them from an archive."""
-        with zipfile.ZipFile(mar) as archive:
-            return cls(**json.loads(archive.read(GOLDEN_FILE)))
-
-    @property
-    def request(self) -> bytes:
-        """All rows in one request."""
-        return orjson.dumps({"data": self.rows})
-
-    @property
-    def requests(self) -> list[bytes]:
-        """All rows in one request, then each on its own."""
-        return [self.request, *(orjson.dumps({"data": [row]}) for row in self.rows)]
 
 
 def read_requests(path: Path) -> list[bytes]:

@@ -1,41 +1,41 @@
-"""Newer archives of the model store -> served versions, without a request lost."""
+"""Replace the served version of a model by another one without losing a request."""
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import time
-import zipfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import lock_descriptor
+
 from handlers.errors import ArchiveError, UserError
 from handlers.signature import verify_archive
+from serving.archive_file import SAMPLE_FILE, sample_request
 from serving.client import OK, ModelVersion, TorchServe, TorchServeError
 
 LOAD_TIMEOUT_S = 120.0
 DRAIN_TIMEOUT_S = 30.0
-# What a worker has taken from the queue is answered within this.
+# Requests that a worker has taken from the queue are answered within this time.
 SERVICE_TIME_S = 1.0
 POLL_INTERVAL_S = 0.2
-SAMPLE_FILE = "sample_request.json"
 
 
 class RolloutError(UserError):
-    """A new version cannot take over."""
+    """A version cannot take over."""
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """What became of one model.
+    """The outcome of a rollout of one model.
 
     Attributes:
-        old: The version that served before; None if there was none, or TorchServe did not say.
-        new: The version that serves now; as ``old`` if there is nothing new, or it failed.
-        error: Why it failed.
+        old: Version that served before; None if there was none or TorchServe did not answer.
+        new: Version that serves now; equals ``old`` if there is no newer one or the rollout failed.
+        error: Reason of the failure.
     """
 
     old: str | None
@@ -44,57 +44,43 @@ class Rollout:
 
     @property
     def outcome(self) -> str:
-        """In a word."""
+        """``failed``, ``unchanged`` or ``replaced``."""
         if self.error:
             return "failed"
         return "unchanged" if self.old == self.new else "replaced"
 
 
-def sample_request(mar: Path) -> bytes:
-    """The body that an archive brings as an example.
-
-    Raises:
-        RolloutError: If it brings none.
-    """
-    try:
-        with zipfile.ZipFile(mar) as archive:
-            return archive.read(SAMPLE_FILE)
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise RolloutError(f"{mar}: {SAMPLE_FILE}: {error}; run: make archive") from error
-
-
 @contextmanager
 def changing(store: Path) -> Iterator[None]:
-    """Be the only one who changes what is served from a model store while the block runs.
+    """Exclude other processes from changing what a model store serves while the block runs.
 
     Raises:
-        RolloutError: If another process does, or there is no such folder.
+        RolloutError: If another process is changing it, or there is no such folder.
     """
+    # The lock is on the folder itself: it works for a read-only store and leaves no file behind.
     try:
         folder = os.open(store, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise RolloutError(f"{store}: expected the model store, got: {error.strerror}") from error
     try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not lock_descriptor(folder, blocking=False):
             raise RolloutError(
                 f"{store}: another deploy or reload is under way; try again when it is done"
-            ) from error
+            )
         yield
     finally:
         os.close(folder)
 
 
 async def roll_out(torchserve: TorchServe, mar: Path) -> Rollout:
-    """Let the version of an archive take over from the one that serves.
+    """Load the version of an archive, switch to it and remove the version that served before.
 
-    It is switched to only after it has loaded and answered; until then the old one serves, and
-    goes on if anything fails. Other versions than these two are left alone.
+    The switch follows only after the new version has loaded and answered. Until then the old one
+    serves, and it keeps serving if anything fails. Further versions are left alone.
 
     Args:
-        torchserve: Serves from the folder that the archive is in.
-        mar: ``<model>.mar``.
+        torchserve: Client of the server that serves from the archive's folder.
+        mar: The archive, ``<model>.mar``.
     """
     model, before = mar.stem, None
     try:
@@ -119,19 +105,20 @@ async def roll_out(torchserve: TorchServe, mar: Path) -> Rollout:
 async def loaded(
     torchserve: TorchServe, model: str, version: str, mar: Path
 ) -> AsyncIterator[None]:
-    """Load a version beside the one that serves; if the block fails it is gone again.
+    """Load a version next to the one that serves; unload it if the block fails.
 
-    One that is loaded already is used, and stays.
+    A version that is already loaded is used as it is and stays.
 
     Args:
-        torchserve: Serves from the folder that the archive is in.
-        model: Its name.
-        version: Of the archive.
-        mar: The archive, needed no more when it is loaded: TorchServe unpacks it.
+        torchserve: Client of the server that serves from the archive's folder.
+        model: Name of the model.
+        version: Version of the archive.
+        mar: The archive; not needed once loaded, because TorchServe unpacks it.
 
     Raises:
+        ArchiveError: If it has no sample request.
         RolloutError: If it cannot be loaded, or does not answer.
-        TorchServeError: If TorchServe does not do what it is asked.
+        TorchServeError: If TorchServe refuses.
     """
     known = await torchserve.version(model, version)
     registering: asyncio.Future[None] | None = None
@@ -142,10 +129,10 @@ async def loaded(
         await _wait_until_ready(torchserve, model, version)
         await _warm_up(torchserve, model, version, sample_request(mar))
         yield
-    except BaseException:  # Ctrl-C too
+    except BaseException:  # including Ctrl-C
         if registering is not None:
-            with suppress(TorchServeError):  # the first error counts
-                # TorchServe would carry out a request that is broken off, after the next one.
+            with suppress(TorchServeError):  # the first error is the one to report
+                # TorchServe completes a registration even if its request is broken off.
                 await registering
             with suppress(TorchServeError):
                 await torchserve.unregister(model, version)
@@ -153,28 +140,36 @@ async def loaded(
 
 
 async def retire(torchserve: TorchServe, model: str, version: str) -> None:
-    """Remove a version that is no longer the default, when it is not called any more.
+    """Drain and remove a version that is no longer the default.
 
     Raises:
-        RolloutError: If it still is after DRAIN_TIMEOUT_S, and so stays.
-        TorchServeError: If TorchServe does not do what it is asked.
+        RolloutError: If it is still called after DRAIN_TIMEOUT_S, so that it stays.
+        TorchServeError: If TorchServe refuses.
     """
     await drain(torchserve, model, version)
     await torchserve.unregister(model, version)
 
 
-async def drain(torchserve: TorchServe, model: str, version: str) -> None:
-    """Wait until a version's queue is empty and what its workers have taken can be answered.
+async def drain(
+    torchserve: TorchServe, model: str, version: str, timeout_s: float = DRAIN_TIMEOUT_S
+) -> None:
+    """Wait until a version's queue is empty and its workers have answered what they took.
+
+    Args:
+        torchserve: Client of the server.
+        model: Name of the model.
+        version: Its version.
+        timeout_s: Seconds until the queue must be empty.
 
     Raises:
-        RolloutError: If it is still called after DRAIN_TIMEOUT_S.
-        TorchServeError: If TorchServe does not say.
+        RolloutError: If the queue is not empty by then.
+        TorchServeError: If TorchServe refuses.
     """
-    deadline = time.monotonic() + DRAIN_TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     while (await _version(torchserve, model, version)).pending_requests:
         if time.monotonic() > deadline:
             raise RolloutError(
-                f"{model} {version}: still called after {DRAIN_TIMEOUT_S:.0f} s, so it stays loaded"
+                f"{model} {version}: still called after {timeout_s:.0f} s, so it stays loaded"
             )
         await asyncio.sleep(POLL_INTERVAL_S)
     await asyncio.sleep(SERVICE_TIME_S)
@@ -188,7 +183,7 @@ async def _wait_until_ready(torchserve: TorchServe, model: str, version: str) ->
         if loading.ready:
             return
         for worker, pid in loading.pids.items():
-            # TorchServe does not tell of a death; it starts the worker again, for ever.
+            # TorchServe does not report a death: it restarts the worker again and again.
             if pids.get(worker, pid) != pid:
                 raise RolloutError(
                     f"{model} {version}: a worker died while it loaded the model; "
@@ -204,7 +199,7 @@ async def _warm_up(torchserve: TorchServe, model: str, version: str, body: bytes
     status, answer = await torchserve.send(model, body, version)
     if status != OK:
         raise RolloutError(
-            f"{model} {version}: expected {SAMPLE_FILE} to be answered, got {status}: "
+            f"{model} {version}: expected an answer to {SAMPLE_FILE}, got {status}: "
             f"{answer.decode(errors='replace')}"
         )
 
@@ -212,5 +207,5 @@ async def _warm_up(torchserve: TorchServe, model: str, version: str, body: bytes
 async def _version(torchserve: TorchServe, model: str, version: str) -> ModelVersion:
     known = await torchserve.version(model, version)
     if known is None:
-        raise RolloutError(f"{model} {version}: somebody unregistered it meanwhile")
+        raise RolloutError(f"{model} {version}: another process unregistered it")
     return known

@@ -7,24 +7,23 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
+from typing import Any
 
-import requests
+import aiohttp
 
 from serving.process import Child
-from serving.settings import Settings
+from serving.settings import ROOT, Settings
 
-ROOT = Path(__file__).resolve().parents[1]
 REQUEST_TIMEOUT_S = 5.0
-DRAIN_TIMEOUT_S = 12.0  # it gives requests in flight 10
+STOP_TIMEOUT_S = 12.0  # the sidecar allows 10 for requests in flight
 
 
 def launch(settings: Settings, models: Sequence[str]) -> Child:
-    """Start the sidecar of an instance.
+    """Start the sidecar of a server.
 
     Args:
-        settings: Of the instance.
-        models: Those that it serves.
+        settings: Settings of the server.
+        models: Models that it serves.
     """
     environment = (
         {"OTEL_SERVICE_NAME": "recmar-sidecar"}
@@ -40,38 +39,43 @@ def launch(settings: Settings, models: Sequence[str]) -> Child:
             "TMPDIR": str(settings.run_folder),
         }
     )
-    command = [sys.executable, "-m", "sidecar.http.app"]
+    command = [sys.executable, "-m", "sidecar"]
     return Child.start("the sidecar", command, settings.sidecar_log, cwd=ROOT, env=environment)
 
 
-def healthy(settings: Settings) -> bool:
+async def healthy(settings: Settings) -> bool:
     """Whether the sidecar answers and can reach TorchServe."""
-    with suppress(requests.RequestException):
-        return _get(settings, "/ping").ok
+    with suppress(aiohttp.ClientError, TimeoutError):
+        status, _ = await _get(settings, "/ping")
+        return status < 400
     return False
 
 
-def index_mismatches(settings: Settings) -> list[str]:
-    """What the sidecar says of towers that do not match the item index; nothing if it is silent."""
-    with suppress(requests.RequestException, ValueError):
-        return list(_get(settings, "/health").json().get("index", []))
+async def index_mismatches(settings: Settings) -> list[str]:
+    """Return the sidecar's findings about the item index; none if it does not answer."""
+    with suppress(aiohttp.ClientError, TimeoutError, ValueError):
+        _, answer = await _get(settings, "/health")
+        return list(answer.get("index", []))
     return []
 
 
-def _get(settings: Settings, path: str) -> requests.Response:
-    with requests.Session() as session:
-        session.trust_env = False  # no proxy on the way to the loopback
-        return session.get(f"{settings.sidecar_url}{path}", timeout=REQUEST_TIMEOUT_S)
+async def _get(settings: Settings, path: str) -> tuple[int, Any]:
+    timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
+    async with (
+        aiohttp.ClientSession(timeout=timeout) as session,
+        session.get(f"{settings.sidecar_url}{path}") as response,
+    ):
+        return response.status, await response.json()
 
 
-def drain(sidecar: Child) -> None:
-    """Let the sidecar finish the requests in flight and end."""
+def stop(sidecar: Child) -> None:
+    """Let the sidecar finish the requests in flight and exit."""
     sidecar.process.terminate()
     with suppress(subprocess.TimeoutExpired):
-        sidecar.process.wait(DRAIN_TIMEOUT_S)
+        sidecar.process.wait(STOP_TIMEOUT_S)
 
 
 def terminate(sidecar: Child) -> None:
-    """End the sidecar at once."""
+    """Kill the sidecar."""
     sidecar.process.kill()
     sidecar.process.wait()

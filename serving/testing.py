@@ -18,8 +18,8 @@ from typing import Any
 
 from handlers.signature import Signature, sha256
 from serving.ports import free_ports
+from serving.settings import ROOT as ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 STOP_TIMEOUT_S = 60.0
 
 CONFIG = "minWorkers: 1\nmaxWorkers: 1\nbatchSize: 8\nmaxBatchDelay: 1\n"

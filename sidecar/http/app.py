@@ -25,12 +25,14 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException as AnyHTTPException
 
+from handlers.errors import ArchiveError
 from serving import milvus as vectors
+from serving.archive_file import sample_request
 from serving.client import MAX_BODY_BYTES, ModelVersion, TorchServe, TorchServeError
-from serving.rollout import Rollout, RolloutError, changing, roll_out, sample_request
+from serving.rollout import Rollout, RolloutError, changing, roll_out
+from serving.settings import ServeError, SidecarSettings
 from sidecar.http import bodies
 from sidecar.http.telemetry import LOG_CONFIG, Metrics, Telemetry
-from sidecar.settings import Settings, SettingsError
 
 PAGE = Path(__file__).with_name("page.html")
 DRAIN_TIMEOUT_S = 10
@@ -92,13 +94,13 @@ class State:
             VERSIONS_INTERVAL_S ago.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: SidecarSettings) -> None:
         self.settings = settings
         self.torchserve = TorchServe(
-            settings.inference_url,
-            settings.management_url,
-            settings.key_file,
-            settings.timeout_s,
+            settings.sidecar_inference_url,
+            settings.sidecar_management_url,
+            settings.sidecar_key_file,
+            settings.sidecar_timeout_s,
         )
         self.metrics = Metrics()
         self.reloading = asyncio.Lock()
@@ -178,7 +180,7 @@ async def _predict(shared: State, model: str, row: Any, name: str = "") -> list[
 @router.get("/ping")
 async def ping(shared: Shared) -> Response:
     """Whether each enabled model of the routes has a worker."""
-    enabled = shared.settings.models
+    enabled = shared.settings.sidecar_models
     models = [model for model in ROUTES.values() if model in enabled] or enabled
     versions = await _default_versions(shared, models)
     return _healthy({m: v for m, v in versions.items() if v is None or not v.ready_workers})
@@ -187,7 +189,7 @@ async def ping(shared: Shared) -> Response:
 @router.get("/health")
 async def health(shared: Shared) -> Response:
     """Whether each enabled model has all its workers, and what does not match its item index."""
-    versions = await _default_versions(shared, shared.settings.models)
+    versions = await _default_versions(shared, shared.settings.sidecar_models)
     unready = {m: v for m, v in versions.items() if v is None or not v.ready}
     if unready or shared.index_mismatches is None:
         return _healthy(unready)
@@ -225,7 +227,7 @@ async def _check_key(
     shared: Shared,
     key: Annotated[str | None, Security(APIKeyHeader(name="X-API-Key", auto_error=False))],
 ) -> None:
-    expected = shared.settings.reload_api_key
+    expected = shared.settings.reload_api_key.get_secret_value()
     if expected and not secrets.compare_digest((key or "").encode(), expected.encode()):
         got = "none" if key is None else "another"
         raise HTTPException(401, f"X-API-Key: expected the value of RELOAD_API_KEY, got {got}")
@@ -235,11 +237,11 @@ async def _check_key(
 async def reload(shared: Shared) -> Response:
     """Serve the newer archives of the model store; answers when they serve, or have failed."""
     rollouts: dict[str, Rollout] = {}
-    store = shared.settings.model_store
+    store = shared.settings.sidecar_model_store
     async with shared.reloading:
         try:
             with changing(store):
-                for model in shared.settings.models:
+                for model in shared.settings.sidecar_models:
                     rollouts[model] = await roll_out(shared.torchserve, store / f"{model}.mar")
                     shared.metrics.reloads.labels(model, rollouts[model].outcome).inc()
         except RolloutError as error:
@@ -262,7 +264,7 @@ async def index(request: Request, shared: Shared) -> Response:
     versions = await _versions(shared)
     models = {
         model: [{"version": v.version, "workers": v.workers} for v in versions.get(model, [])]
-        for model in shared.settings.models
+        for model in shared.settings.sidecar_models
     }
     return OrjsonResponse(
         {
@@ -277,7 +279,7 @@ async def index(request: Request, shared: Shared) -> Response:
 
 async def _versions(shared: State) -> dict[str, list[ModelVersion]]:
     """Versions of each enabled model that is loaded, the default one first."""
-    models = shared.settings.models
+    models = shared.settings.sidecar_models
     versions = await asyncio.gather(*map(shared.torchserve.versions, models))
     return {model: found for model, found in zip(models, versions, strict=True) if found}
 
@@ -286,8 +288,10 @@ async def _versions(shared: State) -> dict[str, list[ModelVersion]]:
 async def sample(model: str, shared: Shared) -> Response:
     """The page's example of a request to a model."""
     try:
-        body = sample_request(shared.settings.model_store / f"{_enabled(shared, model)}.mar")
-    except RolloutError as error:
+        body = sample_request(
+            shared.settings.sidecar_model_store / f"{_enabled(shared, model)}.mar"
+        )
+    except ArchiveError as error:
         raise HTTPException(404, str(error)) from error
     return Response(body, media_type="application/json")
 
@@ -301,7 +305,7 @@ async def send_sample(model: str, request: Request, shared: Shared) -> Response:
 
 
 def _enabled(shared: State, model: str) -> str:
-    enabled = shared.settings.models
+    enabled = shared.settings.sidecar_models
     if model not in enabled:
         raise HTTPException(404, f"no model is called {model}; there are {', '.join(enabled)}")
     return model
@@ -335,7 +339,7 @@ async def _follow_versions(shared: State) -> None:
     """Keep the versions that the log names: an answer does not tell which version gave it."""
     while True:
         with suppress(TorchServeError):
-            found = await _default_versions(shared, shared.settings.models)
+            found = await _default_versions(shared, shared.settings.sidecar_models)
             shared.versions.update({m: v.version for m, v in found.items() if v is not None})
         await asyncio.sleep(VERSIONS_INTERVAL_S)
 
@@ -346,9 +350,11 @@ async def _follow_index(shared: State) -> None:
     while settings.index_uri:
         wait_s = VERSIONS_INTERVAL_S
         with suppress(TorchServeError):
-            versions = await _default_versions(shared, settings.models)
+            versions = await _default_versions(shared, settings.sidecar_models)
             if all(version is not None and version.ready for version in versions.values()):
-                told = await asyncio.gather(*map(shared.torchserve.signature, settings.models))
+                told = await asyncio.gather(
+                    *map(shared.torchserve.signature, settings.sidecar_models)
+                )
                 shared.index_mismatches = await asyncio.to_thread(
                     vectors.mismatches, settings.index_uri, vectors.towers(told)
                 )
@@ -361,7 +367,7 @@ def _is_probe(scope: MutableMapping[str, Any]) -> bool:
     return scope.get("path") in PROBES
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: SidecarSettings) -> FastAPI:
     """The sidecar as an ASGI app."""
     shared = State(settings)
 
@@ -406,8 +412,8 @@ def create_app(settings: Settings) -> FastAPI:
 def main() -> int:
     """Serve until a signal asks to stop; requests in flight are finished."""
     try:
-        settings = Settings.from_env(os.environ)
-    except SettingsError as error:
+        settings = SidecarSettings.from_env(os.environ)
+    except ServeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     app = create_app(settings)
@@ -415,8 +421,8 @@ def main() -> int:
     gc.freeze()
     uvicorn.run(
         app,
-        host=settings.host,
-        port=settings.port,
+        host=settings.sidecar_host,
+        port=settings.sidecar_port,
         loop="uvloop",
         http="httptools",
         ws="none",
@@ -427,7 +433,3 @@ def main() -> int:
         timeout_graceful_shutdown=DRAIN_TIMEOUT_S,
     )
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -31,7 +31,8 @@ import yaml
 
 from archive import catalog
 from archive.registry.store import Registry
-from scripts import register_model, serve
+from scripts import register_model
+from serving import lifecycle, rollout
 from serving import server as torchserve
 from serving import sidecar_process as sidecar
 from serving.ports import free_ports
@@ -47,9 +48,9 @@ KUBERNETES_VERSION = "1.34"
 OPERATOR_KINDS = ("PrometheusRule", "ServiceMonitor")
 DEFAULTS = Settings.from_env({})
 DRAIN_S = (
-    sidecar.DRAIN_TIMEOUT_S
-    + torchserve.DRAIN_TIMEOUT_S
-    + torchserve.SERVICE_TIME_S
+    sidecar.STOP_TIMEOUT_S
+    + lifecycle.DRAIN_TIMEOUT_S
+    + rollout.SERVICE_TIME_S
     + torchserve.TERMINATE_TIMEOUT_S
 )
 
@@ -293,7 +294,7 @@ def test_there_is_time_to_start_and_to_drain(kustomization: str) -> None:
     grace = compose()["services"]["serve"]["stop_grace_period"]
     assert float(grace.removesuffix("s")) > DRAIN_S
     startup = serving["startupProbe"]
-    assert startup["periodSeconds"] * startup["failureThreshold"] > serve.START_TIMEOUT_S
+    assert startup["periodSeconds"] * startup["failureThreshold"] > lifecycle.START_TIMEOUT_S
 
 
 # The image's parts work

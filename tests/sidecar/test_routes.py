@@ -28,13 +28,12 @@ import schemathesis
 from hypothesis import given, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-import serving.sidecar_process
+from serving import sidecar_process
 from serving.client import TorchServe
 from serving.ports import free_ports
 from serving.rollout import Rollout, roll_out
-from serving.settings import Settings as InstanceSettings
+from serving.settings import ServeError, Settings, SidecarSettings
 from serving.testing import ROOT, Server, make_archive, running_server
-from sidecar.settings import Settings, SettingsError
 from tests.conftest import lacking
 
 START_TIMEOUT_S = 30.0
@@ -132,7 +131,7 @@ def another_sidecar(server: Server, folder: Path, **env: str) -> Iterator[Sideca
     log = folder / "sidecar.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "sidecar.http.app"],
+            [sys.executable, "-m", "sidecar"],
             cwd=ROOT,
             stderr=output,
             env=os.environ
@@ -588,14 +587,15 @@ def test_generated_requests_get_what_the_openapi_promises(server: Server) -> Non
     ],
 )
 def test_senseless_setting_is_refused(env: dict[str, str], complaint: str) -> None:
-    with pytest.raises(SettingsError, match=complaint):
-        Settings.from_env(env)
+    with pytest.raises(ServeError, match=complaint):
+        SidecarSettings.from_env(env)
 
 
 def test_archive_that_a_killed_deploy_left_is_no_model(tmp_path: Path) -> None:
     for name in ("xgb", "xgb-20261120093000", "two_tower"):
         (tmp_path / f"{name}.mar").touch()
-    assert Settings.from_env({"SIDECAR_MODEL_STORE": str(tmp_path)}).models == ("two_tower", "xgb")
+    settings = SidecarSettings.from_env({"SIDECAR_MODEL_STORE": str(tmp_path)})
+    assert settings.sidecar_models == ("two_tower", "xgb")
 
 
 def test_status_tells_what_the_sidecar_says_of_the_index_past_a_proxy(
@@ -605,10 +605,14 @@ def test_status_tells_what_the_sidecar_says_of_the_index_past_a_proxy(
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_ports(1)[0]}")
         monkeypatch.delenv("no_proxy", raising=False)
         monkeypatch.delenv("NO_PROXY", raising=False)
-        asked = InstanceSettings.from_env({"SIDECAR_PORT": sidecar.url.rpartition(":")[2]})
-        wait_until(lambda: bool(serving.sidecar_process.index_mismatches(asked)), 10)
-        [told] = serving.sidecar_process.index_mismatches(asked)
-        assert told.startswith("INDEX_URI=nowhere: cannot be read")
+        asked = Settings.from_env({"SIDECAR_PORT": sidecar.url.rpartition(":")[2]})
+
+        def mismatches() -> list[str]:
+            return asyncio.run(sidecar_process.index_mismatches(asked))
+
+        wait_until(lambda: bool(mismatches()), 10)
+        [mismatch] = mismatches()
+        assert mismatch.startswith("INDEX_URI=nowhere: cannot be read")
 
 
 def test_an_index_that_does_not_answer_keeps_no_probe_waiting(
