@@ -14,6 +14,7 @@ from tqdm import tqdm
 from handlers.models.layers import RankingNetwork
 from handlers.schema import OOV_INDEX
 from training.bounds import Count, LearningRate, Seed, Weight
+from training.engine.launch import run_loop
 from training.engine.worker import EngineConfig, Step, TrainingError, Worker
 
 # Share of category values that training hides, so that the out-of-vocabulary embedding is learned.
@@ -115,12 +116,7 @@ def fit_steps(
     """
     config = replace(config, batch_size=max(1, min(config.batch_size, n_rows // min_steps)))
     job = _Job(network, n_rows, step, validate, config)
-    if config.engine == "ray":
-        from training.engine import ray as distributed  # Ray is an extra
-
-        weights, history = distributed.run("torch", _loop, config, [job])
-    else:
-        weights, history = _loop(job, Worker())
+    weights, history = run_loop("torch", _loop, config, [job])
     network.load_state_dict(weights)
     network.eval()
     return history

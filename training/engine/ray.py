@@ -15,6 +15,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -32,7 +33,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import handlers
 import training
-from training.data.tables import DataSet, Source
+from training.data.sources import DataSet, Source
 from training.engine.worker import EngineConfig, Step, TrainingError, Worker, seed_everything
 
 TRAINERS = {
@@ -227,7 +228,7 @@ def read_in_shards(data: DataSet, config: EngineConfig) -> DataSet:
         for i, source in enumerate(sources):
             source.ahead = sources[i : i + config.num_workers]
         tables[split] = sources
-    return DataSet(data.name, tables)
+    return replace(data, tables=tables)
 
 
 class _RemoteSource:

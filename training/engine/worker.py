@@ -32,6 +32,11 @@ class EngineConfig:
     num_workers: int = 2
     checkpoint_dir: str = ""
 
+    @property
+    def n_workers(self) -> int:
+        """Number of processes that train."""
+        return 1 if self.engine == "local" else self.num_workers
+
 
 def seed_everything(seed: int) -> None:
     """Make a run repeatable: one thread, since sums in another order differ in the last bit."""

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-import training
+import training.engine
 from archive import catalog
 from tests.examples import Example, examples, load_handler, predict, train, training_script
 from training import artifacts, train_xgb
-from training.data.tables import DataError
+from training.data.sources import DataError
 from training.engine import fit
 from training.engine.worker import EngineConfig, Worker, seed_everything
 from training.tasks.ranking import data as rankers
@@ -238,7 +238,7 @@ def test_engine_is_refused_where_gensim_trains(
 def test_engine_without_ray_names_the_line_that_installs_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delattr(training, "distributed")
+    monkeypatch.delattr(training.engine, "ray")
     monkeypatch.delitem(sys.modules, "training.engine.ray")
     monkeypatch.setitem(sys.modules, "ray", None)
     assert train("deepfm", "--engine", "ray") == 1
