@@ -222,6 +222,6 @@ def _check(config: RunConfig) -> None:
         raise TrainingError(f"--artifacts-dir {folder}: expected a folder that can be written to")
     if config.engine != "local" and not config.distributable:
         raise TrainingError(
-            f"--engine {config.engine}: gensim trains this model, and does so on one machine; "
+            f"--engine {config.engine}: gensim trains this model, on one machine only; "
             "leave the flag out"
         )

@@ -180,8 +180,8 @@ def _boost(job: _Job, worker: Worker) -> tuple[xgb.Booster, History]:
             )
             for split, values in losses.items():
                 history[split] += values["logloss"]
-            said = f"{len(history['valid'])} trees, valid loss {history['valid'][-1]:.4f}"
-            worker.save(state | {"said": said})
+            summary = f"{len(history['valid'])} trees, valid loss {history['valid'][-1]:.4f}"
+            worker.save(state | {"summary": summary})
     return state["booster"], history
 
 

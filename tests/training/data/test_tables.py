@@ -248,7 +248,7 @@ def test_histories_without_an_order_are_warned_of(
     read_table(path, ["age"], order_by="age")
     assert caplog.messages == []
     read_table(path, ["age"])
-    assert "another order each time" in caplog.text
+    assert "another order in each run" in caplog.text
 
 
 def test_a_file_too_short_to_cut_is_refused(tmp_path: Path) -> None:
