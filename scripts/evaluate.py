@@ -36,9 +36,9 @@ from handlers import logs
 from handlers.errors import ArchiveError
 from handlers.signature import Signature, verify_archive
 from training import artifacts
-from training.data.tables import DataError
+from training.data.sources import DataError
 from training.engine.worker import TrainingError
-from training.evaluation import ALL, Answers, Evaluation
+from training.evaluation import ALL, ArchiveOutput, Evaluation
 from training.run import INTERRUPTED, load_script, split_names
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,9 @@ class Archive:
         """Of the model."""
         return self.signature.model_version
 
-    def ask(self, evaluation: Evaluation, questions: Sequence[Sequence[Any]]) -> list[Answers]:
+    def ask(
+        self, evaluation: Evaluation, questions: Sequence[Sequence[Any]]
+    ) -> list[ArchiveOutput]:
         """Let the archive's own code answer, in a process that sees only its folder.
 
         Args:
@@ -127,7 +129,7 @@ class Archive:
             vectors = np.load(work / "item_vectors.npy") if items else np.empty((0, 0), np.float32)
             with (work / "answers.jsonl").open("rb") as file:
                 return [
-                    Answers(list(_predictions(file, len(rows))), vectors, self.meta)
+                    ArchiveOutput(list(_predictions(file, len(rows))), vectors, self.meta)
                     for rows in questions
                 ]
 

@@ -1,17 +1,14 @@
-"""Artifact folders: ``artifacts/<model>/<version>/``, whole or not there at all."""
+"""Artifact folders, ``artifacts/<model>/<version>/``: what a training run leaves behind."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,16 +22,16 @@ from handlers.signature import library_versions, sha256
 
 ARTIFACTS = Path("artifacts")
 META_PATTERN = "*_meta.json"
-
-logger = logging.getLogger(__name__)
+VECTORS_FILE = "item_vectors.npy"
+IDS_FILE = "item_ids.json"
 
 
 class ArtifactError(UserError):
-    """An artifact folder is missing or not usable; the message says what to do."""
+    """An artifact folder is missing or unusable; the message says what to do."""
 
 
 def new_version() -> str:
-    """UTC time, such as 20261120093000: sorts by age."""
+    """Return the UTC time, such as 20261120093000, so that versions sort by age."""
     return datetime.now(UTC).strftime("%Y%m%d%H%M%S")
 
 
@@ -42,45 +39,24 @@ def check_version(version: str) -> str:
     """Return ``version`` if it can stand in a URL and a file name.
 
     Raises:
-        ArtifactError: If it cannot.
+        ArtifactError: If it has another character.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", version):
         raise ArtifactError(f"--version {version!r}: expected letters, digits, '.', '_' and '-'")
     return version
 
 
-@contextmanager
-def writing(model: str, version: str, root: Path = ARTIFACTS) -> Iterator[Path]:
-    """A folder to write artifacts to, moved to its place when the block ends well.
-
-    Args:
-        model: Name of the model.
-        version: A version of that name is replaced.
-        root: Folder of all artifacts.
-    """
-    final = root / model / check_version(version)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=final.parent, prefix=".writing-") as scratch:
-        folder = Path(scratch) / version
-        folder.mkdir()
-        yield folder
-        if final.exists():
-            logger.warning("%s is replaced", final)
-            final.rename(Path(scratch) / "replaced")
-        folder.rename(final)
-
-
 def versions(model: str, root: Path = ARTIFACTS) -> list[str]:
-    """Versions that are there, oldest first."""
+    """List the versions of a model, oldest first."""
     folders = [p for p in (root / model).glob("*") if p.is_dir() and not p.name.startswith(".")]
     return [p.name for p in sorted(folders, key=lambda p: (p.stat().st_mtime, p.name))]
 
 
 def find(model: str, version: str | None = None, root: Path = ARTIFACTS) -> Path:
-    """The folder of a version, the newest by default, checked against its meta file.
+    """Return the folder of a version, by default the newest, checked against its meta file.
 
     Raises:
-        ArtifactError: If there is none, or a file of it is missing or altered.
+        ArtifactError: If there is no such version, or a file is missing or was altered.
     """
     known = versions(model, root)
     if not known:
@@ -107,7 +83,7 @@ def find(model: str, version: str | None = None, root: Path = ARTIFACTS) -> Path
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """The meta file of an artifact folder.
+    """Read the meta file of an artifact folder.
 
     Raises:
         ArtifactError: If there is not exactly one, or it is not JSON.
@@ -123,7 +99,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON for people to read; numpy numbers and paths are fine, NaN is an error."""
+    """Write indented JSON; numpy arrays and paths are converted, NaN is an error."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
     path.write_text(text + "\n")
 
@@ -133,16 +109,16 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, Path):
         return str(value)
-    raise TypeError(f"{type(value).__name__} is no JSON")
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 def write_meta(path: Path, meta: Mapping[str, Any], libraries: Sequence[str] = ()) -> None:
-    """Write the meta file, the last one of its folder: it lists the hash of every other.
+    """Write the meta file. It must come last, since it lists the hash of every other file.
 
     Args:
-        path: The name that the model's handler reads.
-        meta: What is the model's own; must hold ``arch_version`` and ``model_version``.
-        libraries: Distributions that decide what the model computes, beside the handlers' own.
+        path: The file that the model's handler reads.
+        meta: Entries of the model, ``arch_version`` and ``model_version`` among them.
+        libraries: Distributions that the model needs in addition to those of every handler.
     """
     files = {p.name: sha256(p.read_bytes()) for p in sorted(path.parent.iterdir())}
     write_json(
@@ -159,9 +135,9 @@ def write_meta(path: Path, meta: Mapping[str, Any], libraries: Sequence[str] = (
 
 
 def _git_sha() -> str | None:
-    """The commit of this code, for the record; None outside a checkout without GIT_SHA."""
-    if told := os.environ.get("GIT_SHA"):  # in an image
-        return told
+    """Return the commit of this code; None outside a checkout if GIT_SHA is not set."""
+    if recorded := os.environ.get("GIT_SHA"):  # in an image
+        return recorded
     if shutil.which("git") is None:
         return None
     result = subprocess.run(
@@ -173,18 +149,12 @@ def _git_sha() -> str | None:
     return result.stdout.strip() or None
 
 
-VECTORS_FILE = "item_vectors.npy"
-
-
-IDS_FILE = "item_ids.json"
-
-
 def space_id(weights: bytes, features: Any) -> str:
-    """Name the space that a network embeds in: vectors of two spaces cannot be compared.
+    """Return the name of a network's embedding space: vectors of two spaces do not compare.
 
     Args:
         weights: Content of the weights file.
-        features: The network's inputs as the meta file holds them.
+        features: Inputs of the network as in the meta file.
 
     Returns:
         16 hexadecimal digits.
@@ -194,6 +164,6 @@ def space_id(weights: bytes, features: Any) -> str:
 
 
 def save_item_vectors(folder: Path, ids: Sequence[str], vectors: npt.NDArray[np.float32]) -> None:
-    """Write the vectors, float32 [N, D], and the items' ids in the same order."""
+    """Write item vectors, float32 [N, D], and the ids of the items in the same order."""
     np.save(folder / VECTORS_FILE, vectors, allow_pickle=False)
     (folder / IDS_FILE).write_text(json.dumps(list(ids)))

@@ -1,8 +1,8 @@
-"""What a model is judged on: its test split, and what answers to it are worth.
+"""What a model is judged on: its test split, the metrics and the baselines.
 
 Training reports by it, and ``scripts/evaluate.py`` judges archives by the same.
 
-Shapes: B request rows, N items, D embedding dim, R results, which are what metrics are means over.
+Shapes: B request rows, N items, D embedding dim, R results, over which metrics take their means.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ import pandas as pd
 
 from training.metrics.retrieval import Indices
 
-# Of one scorer for the whole test split, [R] or [R, ...].
+# One scorer's outcome for each unit of the test split, such as a probability or a rank, [R, ...].
 Results = npt.NDArray[Any]
-# Some of the results, by position; all by default.
+# Positions of some of the results.
 Rows = slice | Indices
 ALL = slice(None)
 
-# A hit rate is a mean over few hits, and moves by more than a percent between two equal models.
+# A hit rate is a mean over few hits: it differs by more than a percent between equal models.
 HIT_RATE_RATIO = 0.95
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What an archive said to the test split.
+class ArchiveOutput:
+    """What an archive computes for the test split.
 
     Attributes:
-        predictions: For each request row, as JSON, B.
-        item_vectors: What ``RecHandler.embed_items`` made of the items, float32 [N, D]; NaN for
-            one that the archive does not know.
+        predictions: Prediction for each request row, as JSON, B.
+        item_vectors: Output of ``RecHandler.embed_items`` for the items, float32 [N, D]; NaN for an
+            item that the archive does not know.
         meta: The archive's meta file.
     """
 
@@ -49,17 +49,17 @@ class Evaluation(ABC):
     """The test split of one model's data.
 
     Attributes:
-        primary: The metric that tells most.
-        chance: What it is for scores that know nothing.
-        min_ratio: Metrics that a new version may not have below so much of the old one's.
-        max_ratio: Metrics that it may not have above so much of the old one's.
-        floor: The baseline that a first version has to reach.
-        handler_config: Over what the archive's own section ``handler`` says.
-        frame: Columns that results can be grouped by, R rows.
-        groups: Results that belong together, such as those of one user, [R]; None where each
-            stands alone.
-        train_frame: What training learns from, before it was encoded.
-        data_sha256: Tells the data from other data.
+        primary: The metric that decides.
+        chance: Its value for scores that carry no information.
+        min_ratio: Least share of the old version's metric that a new version must reach, by metric.
+        max_ratio: Largest multiple of the old version's metric that it may have, by metric.
+        floor: The baseline that a first version must reach.
+        handler_config: Settings that override the ``handler`` section of the archive.
+        frame: Columns to group results by, R rows.
+        groups: Key of the results that belong together, such as the user's, [R]; None if each
+            result stands alone.
+        train_frame: The training split before it was encoded.
+        data_sha256: Hash of the data.
     """
 
     primary: str
@@ -75,48 +75,52 @@ class Evaluation(ABC):
 
     @abstractmethod
     def rows(self) -> list[Any]:
-        """The test split as callers would send it, B."""
+        """Return the test split as request rows, B."""
 
     def items(self) -> list[Any]:
-        """What the answers are compared with, as ``RecHandler.embed_items`` takes it, N."""
+        """Return the candidates as ``RecHandler.embed_items`` takes them, N."""
         return []
 
     @abstractmethod
-    def results(self, answers: Answers) -> Results:
-        """What an archive's answers come to, [R, ...]."""
+    def results(self, output: ArchiveOutput) -> Results:
+        """Turn the output of an archive into results, [R, ...]."""
 
     @abstractmethod
     def baselines(self) -> Mapping[str, Results]:
-        """The same of simpler scorers and, on synthetic data, of the oracle."""
+        """Return results of simpler scorers and, on synthetic data, of the oracle."""
 
     @abstractmethod
     def report(self, results: Results, rows: Rows = ALL) -> dict[str, float]:
-        """Metrics of some results; empty where they cannot be measured, as with one class only.
+        """Compute the metrics of some results.
 
         Args:
-            results: Of the whole split, [R, ...].
-            rows: Which of them.
+            results: Results on the whole split, [R, ...].
+            rows: The results that count.
+
+        Returns:
+            Metrics by name; empty if they are undefined, such as the AUC of a single class.
         """
 
     def probabilities(self, results: Results) -> tuple[Results, Results] | None:
-        """Labels and predicted probabilities, both [R], of a model that predicts such."""
+        """Return labels and predicted probabilities, both [R]; None if the model predicts none."""
         return None
 
     def ranks(self, results: Results) -> Results | None:
-        """Where the right item stands, 1 the best, [R], of a model that ranks."""
+        """Return the rank of the right item, 1 is best, [R]; None if the model does not rank."""
         return None
 
     def reports(self, model: str, results: Results) -> dict[str, dict[str, float]]:
-        """Reports of a model and its baselines.
+        """Compute the metrics of a model and its baselines.
 
-        With an oracle, each says how far it is on the way from chance to that: ``gain``.
+        On synthetic data each report also has ``gain``: how far the primary metric is on the way
+        from chance to the oracle.
         """
-        found = {
-            name: self.report(of_one)
-            for name, of_one in {model: results, **self.baselines()}.items()
+        reports = {
+            name: self.report(scored)
+            for name, scored in {model: results, **self.baselines()}.items()
         }
-        if "oracle" in found:
-            best = found["oracle"][self.primary]
-            for report in found.values():
+        if "oracle" in reports:
+            best = reports["oracle"][self.primary]
+            for report in reports.values():
                 report["gain"] = (report[self.primary] - self.chance) / (best - self.chance)
-        return found
+        return reports

@@ -1,4 +1,4 @@
-"""Golden rows: raw request rows by which an archive proves that it computes what training did."""
+"""Golden rows: request rows by which an archive proves that it computes what training did."""
 
 from __future__ import annotations
 
@@ -13,16 +13,21 @@ from handlers.schema import FeatureSchema, Matrix
 from training.data.features import to_matrix
 
 GOLDEN_ROWS = 32
-
-
 UNKNOWN_TOKEN = "a token that no vocabulary holds"
 
 
-def golden_rows(schema: FeatureSchema, test: pd.DataFrame) -> list[dict[str, Any]]:
-    """Raw request rows for the archive to prove itself on.
+@dataclass(frozen=True)
+class Golden:
+    """Request rows with the predictions that the training code makes for them, as JSON."""
 
-    The first rows of the test split; every fourth one lacks a feature, and one has tokens that no
-    vocabulary holds.
+    rows: Sequence[Any]
+    predictions: Sequence[Any]
+
+
+def golden_rows(schema: FeatureSchema, test: pd.DataFrame) -> list[dict[str, Any]]:
+    """Pick request rows for the archive to prove itself on: the first ones of the test split.
+
+    Every fourth row lacks a feature, and the first one has tokens that no vocabulary holds.
     """
     present = [name for name in schema.names if name in test]
     rows = request_rows(schema, test.head(GOLDEN_ROWS))
@@ -32,28 +37,20 @@ def golden_rows(schema: FeatureSchema, test: pd.DataFrame) -> list[dict[str, Any
     return rows
 
 
-def request_rows(schema: FeatureSchema, frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of a data frame as callers send them, without the missing cells."""
-    present = frame[[name for name in schema.names if name in frame]].copy()
-    for name in present.select_dtypes(np.float32):
-        # Through text, so that a row says 0.1 and not 0.10000000149011612.
-        present[name] = present[name].to_numpy().astype(str).astype(np.float64)
-    return [
-        {str(name): value for name, value in row.items() if not pd.isna(value)}
-        for row in present.to_dict("records")
-    ]
-
-
 def golden_matrix(schema: FeatureSchema, rows: Sequence[Mapping[str, Any]]) -> Matrix:
-    """Encode golden rows the way that training encodes its data, float32 [rows, C]."""
+    """Encode golden rows with the code that encodes training data, float32 [rows, C]."""
     frame = pd.DataFrame(rows)
     numbers = [f.name for f in schema.features if f.kind == "number" and f.name in frame]
     return to_matrix(schema, frame.astype(dict.fromkeys(numbers, np.float64)))
 
 
-@dataclass(frozen=True)
-class Golden:
-    """Raw request rows with what the training code predicts for them, as JSON."""
-
-    rows: Sequence[Any]
-    predictions: Sequence[Any]
+def request_rows(schema: FeatureSchema, frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Convert the rows of a data frame to request rows, which leave missing cells out."""
+    present = frame[[name for name in schema.names if name in frame]].copy()
+    for name in present.select_dtypes(np.float32):
+        # Through text, so that a row reads 0.1 and not 0.10000000149011612.
+        present[name] = present[name].to_numpy().astype(str).astype(np.float64)
+    return [
+        {str(name): value for name, value in row.items() if not pd.isna(value)}
+        for row in present.to_dict("records")
+    ]

@@ -6,7 +6,7 @@ import importlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, cast, get_type_hints
@@ -18,9 +18,11 @@ from handlers.schema import VOCABULARIES_FILE
 from training import artifacts
 from training.bounds import Seed
 from training.data.config import DataConfig
-from training.data.tables import DataError, DataSet
+from training.data.sources import DataError, DataSet
+from training.engine.launch import read_by_engine, running_engine
 from training.engine.worker import EngineConfig, TrainingError
 from training.evaluation import Evaluation
+from training.folders import writing_folder
 from training.golden import Golden
 
 INTERRUPTED = 130
@@ -51,13 +53,8 @@ class RunConfig(DataConfig, EngineConfig):
         return self.artifacts_dir / model / self.version
 
     def data(self, *args: Any, **kwargs: Any) -> DataSet:
-        """As of :class:`DataConfig`; with a cluster, it is what reads."""
-        found = super().data(*args, **kwargs)
-        if self.engine == "local":
-            return found
-        from training.engine import ray as distributed
-
-        return distributed.read_in_shards(found, self)
+        """Find the data as :class:`DataConfig` does; the engine reads it."""
+        return read_by_engine(super().data(*args, **kwargs), self)
 
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -141,7 +138,7 @@ def writing_artifacts(
         meta: What the meta file holds besides, ``features`` above all.
     """
     files = {"golden.json": golden} if isinstance(golden, Golden) else golden
-    with artifacts.writing(model, config.version, config.artifacts_dir) as folder:
+    with writing_folder(config.folder(model), replace=True) as folder:
         yield folder
         artifacts.write_json(folder / "metrics.json", {"test": reports})
         artifacts.write_json(folder / VOCABULARIES_FILE, vocabularies)
@@ -172,7 +169,7 @@ def run_training(train: Callable[[Config], Path], config: Config) -> int:
     try:
         artifacts.check_version(config.version)
         _check(config)
-        with _engine(config):
+        with running_engine(config):
             folder = train(config)
     except (DataError, artifacts.ArtifactError, TrainingError, OSError) as error:
         for line in str(error).splitlines():
@@ -223,28 +220,8 @@ def _check(config: RunConfig) -> None:
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise TrainingError(f"--artifacts-dir {folder}: expected a folder that can be written to")
-
-
-def _engine(config: RunConfig) -> AbstractContextManager[None]:
-    """What trains, ready while the block runs.
-
-    Raises:
-        TrainingError: If it cannot.
-    """
-    if config.engine == "local":
-        return nullcontext()
-    if not config.distributable:
+    if config.engine != "local" and not config.distributable:
         raise TrainingError(
-            f"--engine {config.engine}: gensim trains this model, and does so on one machine; "
+            f"--engine {config.engine}: gensim trains this model, on one machine only; "
             "leave the flag out"
         )
-    try:
-        from training.engine import ray as distributed
-    except ModuleNotFoundError as error:
-        if error.name != "ray":
-            raise
-        raise TrainingError(
-            f"--engine {config.engine}: expected Ray to be installed; run: "
-            ".venv/bin/pip install -c constraints.txt '.[distributed]'"
-        ) from None
-    return distributed.cluster(config)

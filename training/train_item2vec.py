@@ -33,7 +33,8 @@ from training import run
 from training.bounds import Count, EmbeddingDim, Weight
 from training.data import validation
 from training.data.files import read_parquet
-from training.data.tables import DataError, DataSet, read_table
+from training.data.sources import DataError, DataSet
+from training.data.tables import read_table
 from training.evaluation import Results
 from training.golden import GOLDEN_ROWS, UNKNOWN_TOKEN, Golden
 from training.metrics.retrieval import Scores

@@ -19,10 +19,10 @@ from handlers.schema import Matrix
 from training import run
 from training.bounds import Count, Dropout, EmbeddingDim, Weights, Widths
 from training.data import validation
-from training.data.tables import DataError
+from training.data.sources import DataError
 from training.engine.fit import FitConfig, fit, predict
 from training.engine.worker import seed_everything
-from training.evaluation import ALL, Answers, Results, Rows
+from training.evaluation import ALL, ArchiveOutput, Results, Rows
 from training.metrics.curves import save_curves
 from training.metrics.ranking import Array, calibration_ratio, ranking_report, spearman, top_share
 from training.metrics.tables import metric_table
@@ -95,15 +95,15 @@ class MMoEEvaluation(RankerEvaluation):
         self.min_ratio |= {f"{task}_spearman": 0.95 for task in amounts}
         self.max_ratio = {f"{task}_logloss": 1.01 for task in binary}
 
-    def results(self, answers: Answers) -> Results:
+    def results(self, output: ArchiveOutput) -> Results:
         """The predictions, by task."""
-        known = [task["name"] for task in answers.meta["tasks"]]
+        known = [task["name"] for task in output.meta["tasks"]]
         if missing := [task for task in self.tasks if task not in known]:
             raise DataError(
-                f"{answers.meta['model_version']} has no task {', '.join(missing)}; "
+                f"{output.meta['model_version']} has no task {', '.join(missing)}; "
                 f"it has {', '.join(known)}"
             )
-        rows = [[row[task] for task in self.tasks] for row in answers.predictions]
+        rows = [[row[task] for task in self.tasks] for row in output.predictions]
         return np.array(rows, dtype=np.float32)
 
     def baselines(self) -> dict[str, Results]:

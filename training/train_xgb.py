@@ -19,6 +19,7 @@ from training import run
 from training.bounds import Count, LearningRate, Weight
 from training.data import validation
 from training.engine.fit import History
+from training.engine.launch import run_loop
 from training.engine.worker import Worker
 from training.metrics.curves import save_curves
 from training.metrics.tables import metric_table
@@ -122,15 +123,10 @@ def _fit(config: Config, train: Rows, valid: Rows) -> tuple[xgb.Booster, History
     mean = float(train[1].mean())
     limit = MAX_LEAF_SHARE * len(train[1]) * mean * (1 - mean)
     config = replace(config, min_child_weight=min(config.min_child_weight, limit))
-    if config.engine == "ray":
-        from training.engine import ray as distributed  # Ray is an extra
-
-        n = config.num_workers
-        shares = [[(x[i::n], y[i::n]) for x, y in (train, valid)] for i in range(n)]
-        jobs = [_Job(config, *share) for share in shares]
-        booster, history = distributed.run("xgboost", _boost, config, jobs)
-    else:
-        booster, history = _boost(_Job(config, train, valid), Worker())
+    n = config.n_workers
+    shares = [[(x[i::n], y[i::n]) for x, y in (train, valid)] for i in range(n)]
+    jobs = [_Job(config, *share) for share in shares]
+    booster, history = run_loop("xgboost", _boost, config, jobs)
     return booster[: booster.best_iteration + 1], history
 
 
@@ -184,8 +180,8 @@ def _boost(job: _Job, worker: Worker) -> tuple[xgb.Booster, History]:
             )
             for split, values in losses.items():
                 history[split] += values["logloss"]
-            said = f"{len(history['valid'])} trees, valid loss {history['valid'][-1]:.4f}"
-            worker.save(state | {"said": said})
+            summary = f"{len(history['valid'])} trees, valid loss {history['valid'][-1]:.4f}"
+            worker.save(state | {"summary": summary})
     return state["booster"], history
 
 

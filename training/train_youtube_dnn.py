@@ -42,7 +42,8 @@ from training.bounds import (
 )
 from training.data import validation
 from training.data.features import fit_schema, to_matrix
-from training.data.tables import DataError, read_table
+from training.data.sources import DataError
+from training.data.tables import read_table
 from training.engine.fit import OOV_SHARE, FitConfig, fit_steps, hide_some
 from training.engine.worker import seed_everything
 from training.golden import UNKNOWN_TOKEN, Golden, golden_matrix, request_rows

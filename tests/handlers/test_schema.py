@@ -24,8 +24,9 @@ from handlers.schema import (
     canonical_token,
 )
 from training.data import files
-from training.data import tables as sources
 from training.data.features import fit_schema, to_matrix
+from training.data.sources import DataError
+from training.data.tables import read_table
 
 SCHEMA = FeatureSchema(
     [
@@ -144,7 +145,7 @@ def test_every_spelling_of_an_id_is_the_same_token(token: str | float) -> None:
 def test_a_category_is_the_same_in_a_file_and_in_a_request(tmp_path: Path, cells: str) -> None:
     path = tmp_path / "t.csv"
     path.write_text("\n".join(["c", *cells.split()]))
-    frame = sources.read_table(files.find(str(path)).table, [], ["c"])
+    frame = read_table(files.find(str(path)).table, [], ["c"])
     schema = fit_schema(frame, ["c"], ["c"])
     trained = to_matrix(schema, frame)[:, 0].tolist()
     for asked in ([1, 1, 2.5, 2.5, "NA", "NA"], cells.split()):
@@ -214,7 +215,7 @@ def test_default_is_none_only_where_training_saw_missing_cells() -> None:
 
 @pytest.mark.parametrize("name", ['a"', "a\\", "a\n"])
 def test_column_whose_name_no_request_can_hold_is_refused(name: str) -> None:
-    with pytest.raises(sources.DataError, match="expected names without quotes, backslashes"):
+    with pytest.raises(DataError, match="expected names without quotes, backslashes"):
         fit_schema(pd.DataFrame({name: [1.0]}), [name], [])
 
 

@@ -19,7 +19,7 @@ from scripts import evaluate
 from tests.examples import Example, model_names, module, train
 from tests.examples.dssm import TEXTS
 from tests.examples.xgb import DEFAULT as XGB
-from training.evaluation import ALL, Answers, Evaluation, Results, Rows
+from training.evaluation import ALL, ArchiveOutput, Evaluation, Results, Rows
 
 # Metrics of training that the gate has no use for: they look into the model, or at its truth.
 ONLY_TRAINING = r"gain|same_cluster.*|hadamard_auc|nmi"
@@ -186,7 +186,7 @@ class Means(Evaluation):
         """None."""
         return []
 
-    def results(self, answers: Answers) -> Results:
+    def results(self, output: ArchiveOutput) -> Results:
         """None."""
         raise NotImplementedError
 

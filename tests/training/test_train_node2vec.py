@@ -22,7 +22,7 @@ from handlers.models import graph_recall as neighbours
 from handlers.models.graph_recall import INDEX_FILE, VECTORS_FILE, Neighbours, Vectors
 from tests.examples import Example, load_handler, module, predict, request, train
 from training.data import files
-from training.data.tables import DataError
+from training.data.sources import DataError
 from training.tasks.links.data import (
     EDGES_STEM,
     EDGES_SUFFIXES,

@@ -406,8 +406,8 @@ def test_killed_run_leaves_no_version(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from training.artifacts import writing\n"
-        "with writing('xgb', 'v1', Path(sys.argv[1])) as folder:\n"
+        "from training.folders import writing_folder\n"
+        "with writing_folder(Path(sys.argv[1]) / 'xgb' / 'v1', replace=True) as folder:\n"
         "    (folder / 'xgb_model.json').write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -13,7 +13,7 @@ import tyro
 
 from training.data import files
 from training.data.databases import MySQL, Postgres, Query, public_dsn
-from training.data.tables import DataError, DataSet
+from training.data.sources import DataError, DataSet
 
 PORTS = {"mysql": 3306, "doris": 9030}
 SCHEMES = ("s3://", "oss://")

@@ -17,7 +17,7 @@ from pymysql.converters import encoders
 from pymysql.cursors import SSCursor
 
 from training.data.csv_stream import csv_batches
-from training.data.tables import DataError
+from training.data.sources import DataError
 
 _BATCH_ROWS = 1 << 16
 CONNECT_TIMEOUT_S = 10

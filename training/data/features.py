@@ -11,7 +11,7 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from handlers.schema import Feature, FeatureSchema, Matrix
-from training.data.tables import DataError
+from training.data.sources import DataError
 
 Column = npt.NDArray[np.float32]
 

@@ -22,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from handlers.schema import canonical_token
 from training.data.csv_stream import csv_batches, csv_columns
-from training.data.tables import SPLIT_NAMES, DataError, DataSet, Table
+from training.data.sources import SPLIT_NAMES, DataError, DataSet, Table
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet", ".jsonl", ".jsonl.gz")
 LOCAL = LocalFileSystem()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from training import artifacts
-from training.data.tables import DataError, row_hashes
-from training.run import RunConfig
+from training.data.sources import DataError, row_hashes
 
 MAX_MISSING = 0.5
 MIN_LABEL_SHARE, MIN_LABEL_ROWS = 0.005, 100
@@ -39,6 +39,22 @@ _SAMPLE_ROWS = 1_000_000
 _MIN_SHARE = 1e-4
 
 Shares = npt.NDArray[np.float64]
+
+
+class Settings(Protocol):
+    """The flags of a run that matter here."""
+
+    @property
+    def artifacts_dir(self) -> Path:
+        """Folder with the artifacts of other versions."""
+
+    @property
+    def version(self) -> str:
+        """Version that is being trained."""
+
+    @property
+    def strict(self) -> bool:
+        """Whether a warning is an error."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +100,7 @@ class Finding(NamedTuple):
 
 
 def check(
-    model: str, frame: pd.DataFrame, targets: Sequence[str], config: RunConfig
+    model: str, frame: pd.DataFrame, targets: Sequence[str], config: Settings
 ) -> dict[str, Any]:
     """Warn of what is doubtful, as one table on stderr; nothing is printed when all is well.
 
@@ -233,7 +249,7 @@ def _sample(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.iloc[:: -(-len(frame) // _SAMPLE_ROWS)]
 
 
-def _previous(model: str, config: RunConfig) -> tuple[str, Statistics] | None:
+def _previous(model: str, config: Settings) -> tuple[str, Statistics] | None:
     """The newest other version that says what its data was like."""
     schema = pydantic.TypeAdapter(Statistics)
     for version in reversed(artifacts.versions(model, config.artifacts_dir)):

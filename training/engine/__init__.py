@@ -1,1 +1,1 @@
-"""What runs a training loop: one process, or several on Ray."""
+"""Where a training loop runs: in one process, or in several on Ray."""

@@ -1,4 +1,6 @@
-"""The training loop of the torch models."""
+"""The training loop of PyTorch models."""
+
+from __future__ import annotations
 
 import copy
 import logging
@@ -6,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +17,17 @@ from tqdm import tqdm
 from handlers.models.layers import RankingNetwork
 from handlers.schema import OOV_INDEX
 from training.bounds import Count, LearningRate, Seed, Weight
+from training.engine.launch import run_loop
 from training.engine.worker import EngineConfig, Step, TrainingError, Worker
 
 # Share of category values that training hides, so that the out-of-vocabulary embedding is learned.
 OOV_SHARE = 0.015
-# In an epoch: with fewer, ten epochs of 3,000 rows end before a network knows the base rate.
+# Steps in an epoch: with fewer, ten epochs of 3,000 rows end before a network learns the base rate.
 MIN_STEPS = 20
-# Where the rows of a step are each other's negatives, smaller steps have a price.
+# Fewer where the instances of a batch are each other's negatives: smaller batches lose some.
 MIN_STEPS_OF_TOWERS = 8
+# Rows that a network predicts in one go.
+CHUNK_ROWS = 8192
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +40,14 @@ class FitConfig(EngineConfig):
     """How a network is trained.
 
     Attributes:
-        epochs: At most so many passes over the training split.
-        batch_size: Instances a step, of all workers together; fewer where an epoch over a small
-            table would have but a few steps.
+        epochs: Most passes over the training split.
+        batch_size: Instances in a step, of all workers together; fewer if an epoch over a small
+            table would have only a few steps.
         lr: Highest learning rate of a one-cycle schedule (Smith, 2018, arXiv:1708.07120).
-        weight_decay: Of everything but the embeddings.
-        embedding_decay: Of the embeddings.
-        patience: Stop after so many epochs without a better validation loss.
-        seed: Of the initial weights, the order of the rows and the dropout.
+        weight_decay: Weight decay of everything but the embeddings.
+        embedding_decay: Weight decay of the embeddings.
+        patience: Stop after this many epochs without a better validation loss.
+        seed: Seed of the initial weights, the order of the rows and the dropout.
     """
 
     epochs: Count = 10
@@ -59,13 +65,13 @@ def fit(
     train: tuple[Tensor, Tensor],
     valid: tuple[Tensor, Tensor],
     config: FitConfig,
-) -> dict[str, list[float]]:
-    """Train a network in place; it ends with the weights of its best epoch.
+) -> History:
+    """Train a network in place, and leave it with the weights of its best epoch.
 
     Args:
-        network: Maps float32 [B, C] to what ``loss`` takes; the statistics of its input layer come
-            from ``train``.
-        loss: Of the network's output and targets [B, ...], float32 [].
+        network: Maps float32 [B, C] to the logits that ``loss`` takes. The statistics of its input
+            layer are computed from ``train``.
+        loss: Loss of logits and targets [B, ...], float32 [].
         train: Matrix float32 [rows, C] and targets float32 [rows, ...].
         valid: The same for the split that selects the epoch.
         config: How to train.
@@ -97,15 +103,15 @@ def fit_steps(
     config: FitConfig,
     min_steps: int = MIN_STEPS_OF_TOWERS,
 ) -> History:
-    """Train a network in place by the loss of batches of row numbers; :func:`fit` for the rest.
+    """Train as :func:`fit` does, with a loss that takes the row numbers of a batch.
 
     Args:
-        network: In training mode when ``step`` is called.
+        network: The network; in training mode when ``step`` is called.
         n_rows: Rows of the training split.
-        step: Loss of some of them, given their numbers, int64 [B] -> float32 [].
+        step: Loss of the rows with these numbers, int64 [B] -> float32 [].
         validate: Loss on the split that selects the epoch, float32 []; runs without gradients.
         config: How to train.
-        min_steps: Of an epoch, for which the batch size is lowered.
+        min_steps: Least steps in an epoch; the batch size is lowered to reach them.
 
     Returns:
         Loss after each epoch, by ``train`` and ``valid``.
@@ -115,12 +121,7 @@ def fit_steps(
     """
     config = replace(config, batch_size=max(1, min(config.batch_size, n_rows // min_steps)))
     job = _Job(network, n_rows, step, validate, config)
-    if config.engine == "ray":
-        from training.engine import ray as distributed  # Ray is an extra
-
-        weights, history = distributed.run("torch", _loop, config, [job])
-    else:
-        weights, history = _loop(job, Worker())
+    weights, history = run_loop("torch", _training_loop, config, [job])
     network.load_state_dict(weights)
     network.eval()
     return history
@@ -128,7 +129,7 @@ def fit_steps(
 
 @dataclass(frozen=True)
 class _Job:
-    """The arguments of :func:`fit_steps`, as a worker is given them."""
+    """The arguments of :func:`fit_steps`, which travel to the workers."""
 
     network: nn.Module
     n_rows: int
@@ -137,72 +138,114 @@ class _Job:
     config: FitConfig
 
 
-def _loop(job: _Job, worker: Worker) -> tuple[dict[str, Tensor], History]:
-    """Train a worker's network; returns the weights of its best epoch, and the losses."""
-    network, config = job.network, job.config
-    n_rows, batch_size = job.n_rows // worker.size, -(-config.batch_size // worker.size)
-    optimizer = torch.optim.AdamW(_parameter_groups(network, config), lr=config.lr, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.lr, total_steps=config.epochs * -(-n_rows // batch_size)
-    )
-    history: History = {"train": [], "valid": []}
-    best_weights = copy.deepcopy(network.state_dict())
-    if state := worker.saved():
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        history, best_weights = state["history"], state["best_weights"]
-    step = worker.wrap(network, job.step)
-    valid = history["valid"]
-    loop_s, n_done = 0.0, 0
+def _training_loop(job: _Job, worker: Worker) -> tuple[dict[str, Tensor], History]:
+    """Train a worker's network; return the weights of its best epoch, and the losses."""
+    training = _Training(job, worker)
+    config, losses = job.config, training.history["valid"]
+    n_epochs_before, loop_s = len(losses), 0.0
     with tqdm(
-        total=config.epochs * n_rows, unit="row", unit_scale=True, disable=None, leave=False
+        total=config.epochs * training.n_rows,
+        unit="row",
+        unit_scale=True,
+        disable=None,
+        leave=False,
     ) as bar:
-        while len(valid) < config.epochs and not _stalled(valid, config.patience):
-            network.train()
-            started, total = time.perf_counter(), torch.zeros(())
-            for index in torch.split(worker.order(job.n_rows, config.seed, len(valid)), batch_size):
-                value = step(index)
-                optimizer.zero_grad()
-                value.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                schedule.step()
-                total += value.detach() * len(index)
-                bar.update(len(index))
+        while len(losses) < config.epochs and not _stalled(losses, config.patience):
+            started = time.perf_counter()
+            training.run_epoch(bar)
             loop_s += time.perf_counter() - started
-            n_done += n_rows
-            history["train"].append(float(worker.total(total)) / (n_rows * worker.size))
-            with torch.inference_mode():
-                # One of them does: drawn samples make the others' loss another one.
-                value = job.validate() if worker.rank == 0 else torch.zeros(())
-            valid.append(float(worker.total(value)))
-            if not math.isfinite(valid[-1]):
-                raise TrainingError(f"epoch {len(valid)}: the loss is not finite; try a lower --lr")
-            said = f"epoch {len(valid)}, valid loss {valid[-1]:.4f}"
-            bar.set_description(said)
-            if valid[-1] == min(valid):
-                best_weights = copy.deepcopy(network.state_dict())
-            worker.save(
-                {
-                    "said": said,
-                    "network": network.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "schedule": schedule.state_dict(),
-                    "history": history,
-                    "best_weights": best_weights,
-                }
-            )
+            training.validate()
+            summary = f"epoch {len(losses)}, valid loss {losses[-1]:.4f}"
+            bar.set_description(summary)
+            worker.save({"summary": summary, **training.state()})
+    n_rows = (len(losses) - n_epochs_before) * training.n_rows * worker.size
     logger.info(
         "best of %d epochs: %d; %.0f rows/s in the training loop",
-        len(valid),
-        valid.index(min(valid)) + 1,
-        n_done * worker.size / max(loop_s, 1e-9),
+        len(losses),
+        losses.index(min(losses)) + 1,
+        n_rows / max(loop_s, 1e-9),
     )
-    return best_weights, history
+    return training.best_weights, training.history
+
+
+class _Training:
+    """One worker's part in training, an epoch at a time.
+
+    Attributes:
+        n_rows: Rows that the worker sees in an epoch.
+        history: Loss after each epoch, by ``train`` and ``valid``.
+        best_weights: Weights after the epoch with the lowest validation loss.
+    """
+
+    def __init__(self, job: _Job, worker: Worker) -> None:
+        network, config = job.network, job.config
+        self._job, self._worker = job, worker
+        self.n_rows = job.n_rows // worker.size
+        self._batch_size = -(-config.batch_size // worker.size)
+        self._optimizer = torch.optim.AdamW(
+            _parameter_groups(network, config), lr=config.lr, fused=True
+        )
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self._optimizer,
+            config.lr,
+            total_steps=config.epochs * -(-self.n_rows // self._batch_size),
+        )
+        self.history: History = {"train": [], "valid": []}
+        self.best_weights = copy.deepcopy(network.state_dict())
+        if state := worker.saved():
+            network.load_state_dict(state["network"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            self._schedule.load_state_dict(state["schedule"])
+            self.history, self.best_weights = state["history"], state["best_weights"]
+        self._step = worker.wrap(network, job.step)
+
+    def state(self) -> dict[str, Any]:
+        """Return what another worker needs to go on from here."""
+        return {
+            "network": self._job.network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "history": self.history,
+            "best_weights": self.best_weights,
+        }
+
+    def run_epoch(self, bar: tqdm[Any]) -> None:
+        """Take the steps of one epoch, and add its mean loss to the history."""
+        self._job.network.train()
+        epoch = len(self.history["train"])
+        order = self._worker.order(self._job.n_rows, self._job.config.seed, epoch)
+        total = torch.zeros(())
+        for index in torch.split(order, self._batch_size):
+            loss = self._step(index)
+            self._optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+            self._schedule.step()
+            total += loss.detach() * len(index)
+            bar.update(len(index))
+        n_rows = self.n_rows * self._worker.size
+        self.history["train"].append(float(self._worker.total(total)) / n_rows)
+
+    def validate(self) -> None:
+        """Add the validation loss to the history, and keep the weights if it is the lowest.
+
+        Raises:
+            TrainingError: If the loss is not finite.
+        """
+        losses = self.history["valid"]
+        with torch.inference_mode():
+            # Only one worker validates: others would draw other samples.
+            is_first = self._worker.rank == 0
+            loss = self._job.validate() if is_first else torch.zeros(())
+        losses.append(float(self._worker.total(loss)))
+        if not math.isfinite(losses[-1]):
+            raise TrainingError(f"epoch {len(losses)}: the loss is not finite; try a lower --lr")
+        if losses[-1] == min(losses):
+            self.best_weights = copy.deepcopy(self._job.network.state_dict())
 
 
 def _stalled(losses: Sequence[float], patience: int) -> bool:
-    """Whether the last so many are no better than the best one before."""
+    """Return whether none of the last ``patience`` losses is the lowest."""
     return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
 
 
@@ -210,14 +253,20 @@ def _stalled(losses: Sequence[float], patience: int) -> bool:
 def predict(
     network: nn.Module, matrix: Tensor, method: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """Apply a network, or another method of it, in evaluation mode, float32 [rows, ...]."""
+    """Apply a network in evaluation mode, float32 [rows, ...].
+
+    Args:
+        network: The network.
+        matrix: Inputs, float32 [rows, C].
+        method: A method of the network to call instead of ``forward``.
+    """
     network.eval()
     call = method or network
-    return torch.cat([call(part) for part in torch.split(matrix, 8192)])
+    return torch.cat([call(chunk) for chunk in torch.split(matrix, CHUNK_ROWS)])
 
 
 def _parameter_groups(network: nn.Module, config: FitConfig) -> list[dict[str, object]]:
-    """Embeddings decay apart: most of them are seen in few batches, but decay in all."""
+    """Separate the embeddings: most of them occur in few batches, but decay in every one."""
     named = list(network.named_parameters())
     return [
         {
@@ -232,7 +281,7 @@ def _parameter_groups(network: nn.Module, config: FitConfig) -> list[dict[str, o
 
 
 def hide_some(batch: Tensor, categories: list[int], share: float = OOV_SHARE) -> Tensor:
-    """Make some categories of a batch out of vocabulary, in place, float32 [B, C]."""
+    """Replace a random share of the categories by out-of-vocabulary, in place, float32 [B, C]."""
     if categories:
         hidden = torch.rand(len(batch), len(categories)) < share
         batch[:, categories] = batch[:, categories].masked_fill(hidden, float(OOV_INDEX))

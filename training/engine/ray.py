@@ -1,9 +1,9 @@
-"""Training by several processes, of one machine or many, on Ray: what ``--engine ray`` adds.
+"""Train in several processes, on one machine or many, with Ray: ``--engine ray``.
 
-The script runs where it was started, as ever: it checks, encodes, reports and writes the artifacts.
-Two things it leaves to the cluster: the files of its data are read there, several at a time, and
-the loop that fits the model runs in ``--num-workers`` processes. When one of them dies, all go on
-from their last checkpoint, to the weights that they would have had.
+The script itself runs where it was started: it checks, encodes, reports and writes the artifacts.
+The cluster does two things: it reads the files of the data, several at a time, and runs the loop
+that fits the model in ``--num-workers`` processes. When one of these dies, all of them go on from
+the last checkpoint, and end with the weights that they would have had.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -24,7 +25,7 @@ import pyarrow as pa
 import ray
 import ray.train
 import torch
-from ray import cloudpickle as pickle  # of what a script defines, too
+from ray import cloudpickle as pickle  # unlike pickle, it takes what a script defines
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.xgboost import XGBoostTrainer
 from torch import Tensor, nn
@@ -32,16 +33,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 import handlers
 import training
-from training.data.tables import DataSet, Source
+from training.data.sources import DataSet, Source
 from training.engine.worker import EngineConfig, Step, TrainingError, Worker, seed_everything
 
 TRAINERS = {
     "torch": partial(TorchTrainer, torch_config=TorchConfig(backend="gloo")),
     "xgboost": XGBoostTrainer,
 }
-MAX_FAILURES = 3  # of workers in one run; then it is not chance
+MAX_FAILURES = 3  # dead workers in one run; more are no accident
 CHECKPOINT_FILE = "state"
-BATCHES_AHEAD = 16  # of each file that is read, so many wait at most
+BATCHES_AHEAD = 16  # most batches of one file that wait to be used
 
 Result = TypeVar("Result")
 
@@ -50,34 +51,35 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def cluster(config: EngineConfig) -> Iterator[None]:
-    """Be connected to the cluster of ``RAY_ADDRESS``, or to one of this machine's own.
+    """Connect to the cluster at ``RAY_ADDRESS`` or, if that is not set, run one on this machine.
 
     Raises:
-        TrainingError: If there is no such cluster, or it is too small.
+        TrainingError: If the cluster cannot be reached, or is too small.
     """
     if config.num_workers < 1:
         raise TrainingError(f"--num-workers {config.num_workers}: expected 1 or more")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # they are handled
-    # How often workers are asked for checkpoints: at 2 s, that is what an epoch would take.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # Ray warns of handled ones, too
+    # Ray collects checkpoints this often, and workers wait for it: at the default of 2 s, every
+    # epoch would take that long.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
     with tempfile.TemporaryDirectory(prefix="recmar-", ignore_cleanup_errors=True) as scratch:
         if address := os.environ.get("RAY_ADDRESS"):
-            # Its machines need what is installed here, but no checkout.
+            # The machines of the cluster need the packages installed here, but no checkout.
             options: dict[str, Any] = {}
             code = {"py_modules": [handlers, training]}
         else:
-            # Otherwise Ray makes one up that it leaves in the home folder.
+            # Without a token, Ray makes one and leaves it in the home folder.
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             options = {"num_cpus": config.num_workers, "_temp_dir": scratch}
             code = {}
         here = Path.cwd()
 
-        def prepare() -> None:  # inside, since a worker that calls it cannot import this module yet
+        def prepare() -> None:  # nested: a worker that calls it cannot import this module yet
             logging.getLogger("ray").setLevel(logging.ERROR)
             with suppress(OSError):
-                os.chdir(here)  # files of a shared folder have the same relative paths
+                os.chdir(here)  # so that relative paths work in a shared folder
 
         hook = {"worker_process_setup_hook": prepare}
         try:
@@ -98,7 +100,7 @@ def cluster(config: EngineConfig) -> Iterator[None]:
 
 
 class _RayWorker(Worker):
-    """One of several processes, each with its share of every batch, or of the rows."""
+    """One of several processes, which share every batch, or the rows."""
 
     def __init__(self) -> None:
         context = ray.train.get_context()
@@ -110,11 +112,11 @@ class _RayWorker(Worker):
             return None
         with checkpoint.as_directory() as folder:
             state = pickle.loads((Path(folder) / CHECKPOINT_FILE).read_bytes())
-        logger.warning("a worker died; all go on after %s", state["said"])
+        logger.warning("a worker died; all go on after %s", state["summary"])
         return state
 
     def save(self, state: dict[str, Any]) -> None:
-        logger.info(state["said"])
+        logger.info(state["summary"])
         with tempfile.TemporaryDirectory() as folder:
             if self.rank == 0:
                 (Path(folder) / CHECKPOINT_FILE).write_bytes(pickle.dumps(state))
@@ -126,7 +128,7 @@ class _RayWorker(Worker):
         return wrapped
 
     def order(self, n_rows: int, seed: int, epoch: int) -> Tensor:
-        # Every epoch has seeds of its own, so that one after a checkpoint is like any other.
+        # Each epoch has its own seeds, so that one after a checkpoint repeats exactly.
         _seed(seed, epoch)
         order = torch.randperm(n_rows)[: n_rows // self.size * self.size][self.rank :: self.size]
         _seed(seed, epoch, self.rank)
@@ -143,14 +145,14 @@ def _seed(*numbers: int) -> None:
 
 
 class _Step(nn.Module):
-    """A step as a module: only one that owns the parameters can be wrapped."""
+    """A step as a module: DistributedDataParallel wraps the module that owns the parameters."""
 
     def __init__(self, network: nn.Module, step: Step) -> None:
         super().__init__()
         self.network, self.step = network, step
 
     def forward(self, index: Tensor) -> Tensor:
-        """The loss of some rows, int64 [B] -> float32 []."""
+        """Compute the loss of the rows with these numbers, int64 [B] -> float32 []."""
         return self.step(index)
 
 
@@ -163,33 +165,33 @@ def run(
     """Run a training loop in every worker.
 
     Args:
-        library: What carries messages between the workers.
-        loop: Is given a worker's job and the worker.
-        config: How many workers, and where their checkpoints go.
-        jobs: One for each worker, or one for all.
+        library: The library that carries messages between workers.
+        loop: Called with a worker's job and the worker.
+        config: The number of workers, and the place of their checkpoints.
+        jobs: One job for each worker, or a single one for all.
 
     Returns:
-        What the first worker's loop returned.
+        The first worker's result.
 
     Raises:
-        TrainingError: If a worker's loop raises it, or workers died too often.
+        TrainingError: If a loop raises it, or workers died too often.
     """
-    # As bytes: Ray's own arrays share memory, and cannot be written to.
+    # As bytes: arrays that Ray passes share memory and are read-only.
     refs = [ray.put(pickle.dumps((loop, job))) for job in jobs]
 
     def work() -> bytes:
         worker = _RayWorker()
-        # What this project's code says in the first worker is enough.
+        # Log this project's messages only, and only once.
         logging.getLogger().setLevel(logging.WARNING)
         logging.getLogger("training").setLevel(logging.ERROR if worker.rank else logging.INFO)
-        seed_everything(0)  # for its one thread; the loops have seeds of their own
+        seed_everything(0)  # for the single thread; the loops have seeds of their own
         loop, job = pickle.loads(ray.get(refs[worker.rank % len(refs)]))
         try:
-            done: Result | TrainingError = loop(job, worker)
-        except TrainingError as error:  # raised, it would be tried again
-            done = error
-        told: bytes = pickle.dumps(done)  # Ray itself takes no tensors here
-        return told
+            outcome: Result | TrainingError = loop(job, worker)
+        except TrainingError as error:  # Ray would retry a worker that raises
+            outcome = error
+        payload: bytes = pickle.dumps(outcome)  # Ray refuses to return tensors
+        return payload
 
     with tempfile.TemporaryDirectory(prefix="recmar-") as scratch:
         trainer = TRAINERS[library](
@@ -202,39 +204,39 @@ def run(
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             ),
         )
-        at_ctrl_c = signal.getsignal(signal.SIGINT)
+        handler_before = signal.getsignal(signal.SIGINT)
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise TrainingError(f"--engine ray: {error}") from error
-        except SystemExit:  # Ray's answer to Ctrl-C
+        except SystemExit:  # raised by Ray on Ctrl-C
             raise KeyboardInterrupt from None
         finally:
-            signal.signal(signal.SIGINT, at_ctrl_c)
-        with suppress(OSError):  # what was trained is worth more than a tidy folder
+            signal.signal(signal.SIGINT, handler_before)
+        with suppress(OSError):  # a leftover checkpoint must not cost the trained model
             result.filesystem.delete_dir(result.path)
-    done: Result | TrainingError = pickle.loads(result.return_value)
-    if isinstance(done, TrainingError):
-        raise done
-    return done
+    outcome: Result | TrainingError = pickle.loads(result.return_value)
+    if isinstance(outcome, TrainingError):
+        raise outcome
+    return outcome
 
 
 def read_in_shards(data: DataSet, config: EngineConfig) -> DataSet:
-    """The same data, its files read by the cluster: as many at a time as there are workers."""
+    """Return the same data, with sources that the cluster reads, one for each worker at a time."""
     tables = {}
     for split, table in data.tables.items():
         sources = [_RemoteSource(source) for source in table]
         for i, source in enumerate(sources):
             source.ahead = sources[i : i + config.num_workers]
         tables[split] = sources
-    return DataSet(data.name, tables)
+    return replace(data, tables=tables)
 
 
 class _RemoteSource:
     """A source that another process reads.
 
     Attributes:
-        ahead: What is to be read meanwhile: itself, and some that follow it.
+        ahead: Sources to start when this one is used: itself, and the next ones.
     """
 
     def __init__(self, source: Source) -> None:
@@ -258,7 +260,7 @@ class _RemoteSource:
             raise OSError(error) from error
 
     def start(self, columns: tuple[str, ...]) -> None:
-        """Have the rows read, if they are not yet."""
+        """Start to read the rows, unless that has begun."""
         if columns not in self._streams:
             self._streams[columns] = (
                 ray.remote(_read)
@@ -272,5 +274,5 @@ class _RemoteSource:
 
 
 def _read(source: Source, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    for batch in source.batches(columns):  # noqa: UP028 - Ray calls send(), which not all have
+    for batch in source.batches(columns):  # noqa: UP028 - Ray calls send(), which only a generator has
         yield batch

@@ -1,4 +1,4 @@
-"""The process that trains: here the only one; :mod:`training.engine.ray` has one of several."""
+"""The process that runs a training loop, and the flags that choose it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from handlers.errors import UserError
 
+# Loss of a batch, given the numbers of its rows: int64 [B] -> float32 [].
 Step = Callable[[Tensor], Tensor]
 
 
@@ -18,53 +19,62 @@ class TrainingError(UserError):
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What trains: this process, or several.
+    """Where training runs: in this process, or in several.
 
     Attributes:
-        engine: local; or ray, for the cluster of RAY_ADDRESS and without that for one of this
-            machine alone.
+        engine: local; or ray, for the cluster at RAY_ADDRESS or, if that is not set, a cluster on
+            this machine.
         num_workers: Processes that train, with ray.
-        checkpoint_dir: Folder or s3:// URL that all machines of the cluster see, for checkpoints
-            while ray trains; by default a temporary folder, which is enough for one machine.
+        checkpoint_dir: Folder or s3:// URL for the checkpoints of ray, reachable from every machine
+            of the cluster; by default a temporary folder, which is enough for one machine.
     """
 
     engine: Literal["local", "ray"] = "local"
     num_workers: int = 2
     checkpoint_dir: str = ""
 
+    @property
+    def n_workers(self) -> int:
+        """Number of processes that train."""
+        return 1 if self.engine == "local" else self.num_workers
+
 
 def seed_everything(seed: int) -> None:
-    """Make a run repeatable: one thread, since sums in another order differ in the last bit."""
+    """Make a run repeatable; a single thread fixes the order, and so the rounding, of sums."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
 
 
 class Worker:
-    """The process that trains, here the only one; :mod:`training.engine.ray` has one of several.
+    """The only process that trains; :mod:`training.engine.ray` has one of several.
 
     Attributes:
         rank: Its number, from 0.
-        size: How many there are.
+        size: Number of workers.
     """
 
     rank, size = 0, 1
 
     def saved(self) -> Any:
-        """What was saved last, by the processes before these; None at first."""
+        """Return the last state that a worker before this one saved; None if there is none."""
         return None
 
     def save(self, state: dict[str, Any]) -> None:
-        """Save how far the first worker has come, in words as ``said``; all must call it."""
+        """Save the state of the first worker; every worker must call it.
+
+        Args:
+            state: Anything that can be pickled. ``summary`` describes the progress in words.
+        """
 
     def wrap(self, network: nn.Module, step: Step) -> Step:
-        """A step whose gradients are the mean over all workers."""
+        """Return a step whose gradients are the mean over all workers."""
         return step
 
     def order(self, n_rows: int, seed: int, epoch: int) -> Tensor:
-        """Numbers of the rows that are this worker's in an epoch, int64 [n_rows // size]."""
+        """Draw the row numbers of this worker in an epoch, int64 [n_rows // size]."""
         return torch.randperm(n_rows)
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum over all workers."""
+        """Sum a value over all workers."""
         return value

@@ -24,9 +24,10 @@ from tests.services.databases import PASSWORD, NotInstalledError, mariadb_server
 from tests.services.proxy import proxy
 from training import artifacts
 from training.data import files
-from training.data import tables as sources
 from training.data.databases import MySQL, Postgres, Query, public_dsn
-from training.data.tables import DataError, DataSet
+from training.data.sources import DataError, DataSet
+from training.data.splits import load_splits
+from training.data.tables import read_table
 from training.tasks.ranking import data as rankers
 from training.tasks.ranking.world import impressions
 from training.train_xgb import Config
@@ -146,8 +147,8 @@ def test_a_table_reads_as_the_same_rows_of_a_file(database: Database, tmp_path: 
     path = tmp_path / "cells.csv"
     table.to_csv(path, index=False)
     columns = ["price"], ["id", "city"], ["absent"]
-    read = sources.read_table([database.source(table="cells")], *columns)
-    pd.testing.assert_frame_equal(read, sources.read_table(files.find(str(path)).table, *columns))
+    read = read_table([database.source(table="cells")], *columns)
+    pd.testing.assert_frame_equal(read, read_table(files.find(str(path)).table, *columns))
 
 
 def test_null_is_missing_and_texts_that_look_so_are_not(database: Database) -> None:
@@ -157,11 +158,11 @@ def test_null_is_missing_and_texts_that_look_so_are_not(database: Database) -> N
         "INSERT INTO texts VALUES (%s, %s)",
         rows=[["NA", 1.25], ["", 2], [None, None], ["null", 0]],
     )
-    read = sources.read_table([database.source(table="texts")], ["amount"], ["country"])
+    read = read_table([database.source(table="texts")], ["amount"], ["country"])
     assert [None if pd.isna(cell) else cell for cell in read["country"]] == ["NA", "", None, "null"]
     assert [None if pd.isna(cell) else cell for cell in read["amount"]] == [1.25, 2, None, 0]
     # A row whose only cell is missing is still a row.
-    assert len(sources.read_table([database.source(table="texts")], ["amount"])) == 4
+    assert len(read_table([database.source(table="texts")], ["amount"])) == 4
 
 
 def test_names_may_hold_any_sign(database: Database) -> None:
@@ -175,13 +176,13 @@ def test_names_may_hold_any_sign(database: Database) -> None:
         f"INSERT INTO {table} VALUES (3)",
     )
     for name in (names[1], f"{schema}.{names[1]}"):
-        assert sources.read_table([database.source(table=name)], [names[0]]).iloc[0, 0] == 3
+        assert read_table([database.source(table=name)], [names[0]]).iloc[0, 0] == 3
 
 
 def test_a_query_keeps_its_order_and_names_its_columns(database: Database) -> None:
     database.load("points", pd.DataFrame({"x": range(50)}))
     query = "SELECT x, x * x AS squared FROM points WHERE x < 40 ORDER BY x DESC -- newest first\n;"
-    read = sources.read_table([database.source(sql=query)], ["squared", "x"])
+    read = read_table([database.source(sql=query)], ["squared", "x"])
     assert read["x"].tolist() == list(range(39, -1, -1))
     assert read["squared"].tolist() == [x * x for x in range(39, -1, -1)]
 
@@ -194,7 +195,7 @@ def test_a_time_column_orders_the_rows(database: Database) -> None:
         rows=[[x, f"2026-11-{20 - x:02d} 08:00:00"] for x in range(10)],
     )
     data = DataSet("days", {"": [database.source(table="days")]})
-    assert sources.load_splits(data, ["x"], time_column="day").test["x"].tolist() == [0]
+    assert load_splits(data, ["x"], time_column="day").test["x"].tolist() == [0]
 
 
 def test_the_same_rows_in_another_order_are_the_same_data(database: Database) -> None:
@@ -202,7 +203,7 @@ def test_the_same_rows_in_another_order_are_the_same_data(database: Database) ->
     hashes = set()
     for query in ("x FROM points ORDER BY x", "x FROM points ORDER BY x DESC", "x + 1 FROM points"):
         source = database.source(sql=f"SELECT {query}")
-        read = sources.read_table([source], source.columns())
+        read = read_table([source], source.columns())
         hashes.add(DataSet("points", {"": [source]}).sha256(read))
     assert len(hashes) == 2
 
@@ -226,17 +227,17 @@ def test_what_is_wrong_is_told(database: Database, sql: str, table: str, message
     )
     source = database.source(table=table, sql=sql)
     with pytest.raises(DataError, match=re.escape(message)) as error:
-        sources.read_table([source], ["x"])
+        read_table([source], ["x"])
     assert str(error.value).startswith(f"{source.name}: ")
 
 
 def test_a_connection_that_drops_in_mid_read_is_an_error(database: Database, big: int) -> None:
     with proxy(database.port) as between:
         source = database.source(port=between.port, table="big")
-        assert len(sources.read_table([source], ["id"], ["text"])) == big
+        assert len(read_table([source], ["id"], ["text"])) == big
         between.break_after_bytes = 5_000_000
         with pytest.raises(DataError, match=r"(?i)lost connection|closed the connection|terminat"):
-            sources.read_table([source], ["id"], ["text"])
+            read_table([source], ["id"], ["text"])
         assert between.broken == 1
 
 
@@ -256,7 +257,7 @@ def test_a_limit_of_the_administrator_does_not_shorten_the_data(
     with connection, connection.cursor() as cursor:
         cursor.execute("SET GLOBAL sql_select_limit = 10")
         try:
-            assert len(sources.read_table([database.source(table="big")], ["id"])) == big
+            assert len(read_table([database.source(table="big")], ["id"])) == big
         finally:
             cursor.execute("SET GLOBAL sql_select_limit = DEFAULT")
 
@@ -290,7 +291,7 @@ def test_a_model_of_a_table_is_the_one_of_a_file(
     # Judging a version reads again what it was trained on.
     meta = artifacts.read_meta(tmp_path / "xgb" / "table")
     again = Config(**meta["hyperparameters"]).data(Path("unused"))
-    assert again.sha256(sources.read_table(again.table, ["label", *meta["feature_columns"][:5]]))
+    assert again.sha256(read_table(again.table, ["label", *meta["feature_columns"][:5]]))
 
 
 def test_the_gate_reads_the_test_split_of_training_again(

@@ -17,9 +17,10 @@ import s3fs
 from tests.examples import train
 from tests.services.proxy import Proxy, proxy
 from training.data import files
-from training.data import tables as sources
 from training.data.config import DataConfig
-from training.data.tables import DataError
+from training.data.sources import SPLIT_NAMES, DataError, DataSet
+from training.data.splits import load_splits
+from training.data.tables import read_table
 from training.tasks.ranking.world import impressions
 
 TABLE = pd.DataFrame({"x": [1.5, np.nan, 3.0], "city": ["a", None, "c"]})
@@ -34,7 +35,7 @@ WRITERS: dict[str, Callable[[pd.DataFrame, Path], Any]] = {
 
 def read(url: str, **flags: str) -> pd.DataFrame:
     data = DataConfig(data_path=url, data_source="oss", **flags).data(Path("unused"))  # type: ignore[arg-type]
-    return sources.read_table(data.table, *COLUMNS)
+    return read_table(data.table, *COLUMNS)
 
 
 def upload(bucket: str, name: str, table: pd.DataFrame, folder: Path) -> str:
@@ -49,7 +50,7 @@ def upload(bucket: str, name: str, table: pd.DataFrame, folder: Path) -> str:
 def test_every_kind_of_file_reads_as_it_does_here(bucket: str, tmp_path: Path, suffix: str) -> None:
     url = upload(bucket, f"deep/down/t{suffix}", TABLE, tmp_path)
     here = files.find(str(tmp_path / f"t{suffix}"))
-    pd.testing.assert_frame_equal(read(url), sources.read_table(here.table, *COLUMNS))
+    pd.testing.assert_frame_equal(read(url), read_table(here.table, *COLUMNS))
 
 
 def test_a_folder_and_a_pattern_are_their_files_in_order(bucket: str, tmp_path: Path) -> None:
@@ -61,10 +62,10 @@ def test_a_folder_and_a_pattern_are_their_files_in_order(bucket: str, tmp_path: 
 
 
 def test_a_folder_may_hold_the_splits(bucket: str, tmp_path: Path) -> None:
-    for i, split in enumerate(sources.SPLIT_NAMES):
+    for i, split in enumerate(SPLIT_NAMES):
         upload(bucket, f"data/{split}.parquet", TABLE.assign(x=i), tmp_path)
     data = DataConfig(data_path=f"s3://{bucket}/data").data(Path("unused"))
-    assert sources.load_splits(data, *COLUMNS).test["x"].unique().tolist() == [2]
+    assert load_splits(data, *COLUMNS).test["x"].unique().tolist() == [2]
 
 
 def test_the_hash_tells_contents_apart(bucket: str, tmp_path: Path) -> None:
@@ -108,7 +109,7 @@ def test_a_store_that_ceases_to_answer_is_told(
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     upload(bucket, "t.csv", TABLE, tmp_path)
     gone = s3fs.S3FileSystem(endpoint_url="http://127.0.0.1:1", skip_instance_cache=True)
-    data = sources.DataSet("t", {"": [files.File(f"{bucket}/t.csv", gone, "s3://t.csv")]})
+    data = DataSet("t", {"": [files.File(f"{bucket}/t.csv", gone, "s3://t.csv")]})
     with pytest.raises(DataError, match=r"cannot be read: .*127\.0\.0\.1:1"):
         data.sha256()
 

@@ -11,19 +11,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from training.data import files
-from training.data import tables as sources
-from training.data.tables import DataError, Splits, label_problems
+from training.data import files, splits, tables
+from training.data.sources import DataError
+from training.data.splits import Splits, label_problems
 
 TABLE = pd.DataFrame({"price": [1.5, np.nan, 3.0], "age": [20, 30, 40], "city": ["a", None, "c"]})
 
 
 def read_table(path: Path, *columns: Any, **options: Any) -> pd.DataFrame:
-    return sources.read_table(files.find(str(path)).table, *columns, **options)
+    return tables.read_table(files.find(str(path)).table, *columns, **options)
 
 
 def load_splits(path: Path, *columns: Any, **options: Any) -> Splits:
-    return sources.load_splits(files.find(str(path)), *columns, **options)
+    return splits.load_splits(files.find(str(path)), *columns, **options)
 
 
 def data_sha256(path: Path) -> str:
@@ -230,9 +230,9 @@ def test_rows_without_an_order_are_split_by_what_they_hold(
         # The gate reads more columns than training did, in another order.
         data = replace(files.find(str(shuffled)), extra_columns=["slice"])
         columns = (["age"], ["city"]) if seed == 1 else (["slice", "age"], ["city"])
-        splits = sources.load_splits(data, *columns)
-        tests.append(splits.test["age"].tolist())
-        hashes.add(data.row_hashes(splits.test).tobytes())
+        parts = splits.load_splits(data, *columns)
+        tests.append(parts.test["age"].tolist())
+        hashes.add(data.row_hashes(parts.test).tobytes())
     assert tests[0] == tests[1]
     assert len(hashes) == 1
     other = load_splits(path, ["age"], ["city"], seed=1)
@@ -248,7 +248,7 @@ def test_histories_without_an_order_are_warned_of(
     read_table(path, ["age"], order_by="age")
     assert caplog.messages == []
     read_table(path, ["age"])
-    assert "another order each time" in caplog.text
+    assert "another order in each run" in caplog.text
 
 
 def test_a_file_too_short_to_cut_is_refused(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_a_folder_gives_its_three_files(tmp_path: Path) -> None:
     for i, name in enumerate(["train.csv", "valid.parquet", "test.csv.gz"]):
         write(pd.DataFrame({"age": [i, i]}), tmp_path / name)
     splits = load_splits(tmp_path, ["age"])
-    assert [part["age"].tolist() for part in vars(splits).values()] == [[0, 0], [1, 1], [2, 2]]
+    assert [part["age"].tolist() for part in splits] == [[0, 0], [1, 1], [2, 2]]
 
 
 @pytest.mark.parametrize(

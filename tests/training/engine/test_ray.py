@@ -1,4 +1,4 @@
-"""Training on Ray: the same artifacts, whatever happens to the processes that train."""
+"""Training on Ray gives the same artifacts, even when a worker dies."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-import training
+import training.engine
 from archive import catalog
 from tests.examples import Example, examples, load_handler, predict, train, training_script
 from training import artifacts, train_xgb
-from training.data.tables import DataError
+from training.data.sources import DataError
 from training.engine import fit
 from training.engine.worker import EngineConfig, Worker, seed_everything
 from training.tasks.ranking import data as rankers
 from training.tasks.ranking.world import impressions
 
-distributed = pytest.importorskip("training.engine.ray", exc_type=ModuleNotFoundError)
+on_ray = pytest.importorskip("training.engine.ray", exc_type=ModuleNotFoundError)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray[.]")
 
@@ -42,7 +42,7 @@ FAST = {
     "xgb": ["--epochs", "60"],
 }
 
-# One of each run that several workers can train.
+# An example of every other model that several workers can train.
 OTHERS = {
     run: example
     for example in reversed(examples())
@@ -53,7 +53,7 @@ OTHERS = {
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of files that follow each other."""
+    """A table cut into several files."""
     folder = tmp_path_factory.mktemp("shards")
     table = impressions(20_000, seed=3)[0]
     for i in range(SHARDS):
@@ -63,25 +63,25 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two_workers() -> Iterator[None]:
-    """A cluster of so many."""
-    with distributed.cluster(EngineConfig(engine="ray", num_workers=2)):
+    """A cluster of two workers."""
+    with on_ray.cluster(EngineConfig(engine="ray", num_workers=2)):
         yield
 
 
 def weights(folder: Path) -> bytes:
-    """The file that holds what was learned."""
+    """Return the content of the weights file."""
     [path] = folder.glob("*_model.*")
     return path.read_bytes()
 
 
 @contextmanager
 def killing_a_worker(checkpoints: Path) -> Iterator[None]:
-    """Kill a process that trains when it has saved a checkpoint, which must be in the block."""
+    """Kill a worker once it has saved a checkpoint, which must happen in the block."""
     killed, seen = [], set[Path]()
 
     def kill() -> None:
         deadline = time.monotonic() + KILL_TIMEOUT_S
-        while len(seen) < 2 and time.monotonic() < deadline:  # with the second, the first is safe
+        while len(seen) < 2 and time.monotonic() < deadline:  # the second proves the first
             seen.update(checkpoints.glob("*/checkpoint_*"))
             time.sleep(0.02)
         worker = next(
@@ -102,36 +102,36 @@ def killing_a_worker(checkpoints: Path) -> Iterator[None]:
 
 
 class Mortal(Worker):
-    """Dies when it has saved so many times, and leaves what it saved."""
+    """Dies after a number of saves, and leaves the last state."""
 
     def __init__(self, saves: float = math.inf, state: bytes | None = None) -> None:
         self.saves, self.state = saves, state
 
     def saved(self) -> Any:
-        """What the one before it saved."""
+        """Return the state that it was given."""
         return self.state and pickle.loads(self.state)
 
     def save(self, state: dict[str, Any]) -> None:
-        """Save, and die if it is time."""
+        """Save, and die if this was the last time."""
         self.saves -= 1
         self.state = pickle.dumps(state)
         if not self.saves:
             raise KeyboardInterrupt
 
     def order(self, n_rows: int, seed: int, epoch: int) -> Tensor:
-        """An order of the epoch's own."""
+        """Shuffle by the epoch, as a worker of several does."""
         return torch.randperm(n_rows, generator=torch.Generator().manual_seed(epoch))
 
 
 def resumed(loop: Callable[[Any, Worker], Any], job: Callable[[], Any]) -> tuple[Any, Any]:
-    """What a loop returns when nothing happens to it, and when it dies and another goes on."""
+    """Return the results of a loop that runs through, and of one that another worker resumes."""
     mortal = Mortal(saves=2)
     with pytest.raises(KeyboardInterrupt):
         loop(job(), mortal)
     return loop(job(), Mortal()), loop(job(), Mortal(state=mortal.state))
 
 
-def test_network_that_goes_on_from_a_checkpoint_becomes_the_same() -> None:
+def test_a_network_resumed_from_a_checkpoint_ends_with_the_same_weights() -> None:
     def job() -> fit._Job:
         seed_everything(0)
         rows, network = torch.rand(600, 3), torch.nn.Linear(3, 1)
@@ -142,13 +142,13 @@ def test_network_that_goes_on_from_a_checkpoint_becomes_the_same() -> None:
         config = fit.FitConfig(epochs=5, batch_size=100)
         return fit._Job(network, 500, step, lambda: step(torch.arange(500, 600)), config)
 
-    (whole, losses), (other, again) = resumed(fit._loop, job)
+    (whole, losses), (other, again) = resumed(fit._training_loop, job)
     assert losses == again
     assert len(losses["valid"]) == 5
     assert all(torch.equal(whole[name], other[name]) for name in whole)
 
 
-def test_trees_that_go_on_from_a_checkpoint_become_the_same(
+def test_trees_resumed_from_a_checkpoint_are_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(train_xgb, "CHECKPOINT_TREES", 3)
@@ -167,10 +167,10 @@ def test_trees_that_go_on_from_a_checkpoint_become_the_same(
 
 
 @pytest.mark.parametrize("model", ["deepfm", "xgb"])
-def test_model_of_two_workers_is_as_good_as_that_of_one(
+def test_a_model_of_two_workers_is_as_good_as_that_of_one(
     model: str, shards: Path, two_workers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distributed, "cluster", lambda _: nullcontext())  # it runs already
+    monkeypatch.setattr(on_ray, "cluster", lambda _: nullcontext())  # already running
 
     def fit_with(engine: str) -> Path:
         places = ["--data-path", str(shards), "--artifacts-dir", str(tmp_path)]
@@ -202,7 +202,7 @@ def test_every_other_network_learns_with_two_workers(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(distributed, "cluster", lambda _: nullcontext())  # it runs already
+    monkeypatch.setattr(on_ray, "cluster", lambda _: nullcontext())  # already running
     example = OTHERS[model]
     places = ["--data-path", str(data_folder(example)), "--artifacts-dir", str(tmp_path)]
     assert train(model, *example.arguments, *places, "--version", "v1", "--engine", "ray") == 0
@@ -210,41 +210,41 @@ def test_every_other_network_learns_with_two_workers(
     assert {m: v for m, v in example.reaches.items() if report[m] < v} == {}, report
 
 
-def test_wrong_cell_of_a_file_that_the_cluster_reads_is_told_as_ever(
+def test_a_wrong_cell_in_a_file_that_the_cluster_reads_gives_the_usual_message(
     two_workers: None, tmp_path: Path
 ) -> None:
     for i in range(SHARDS):
         impressions(100, seed=i)[0].to_csv(tmp_path / f"part-{i}.csv", index=False)
     bad = tmp_path / f"part-{SHARDS - 1}.csv"
     bad.write_text(bad.read_text().replace("\n", "\nabc,", 2))
-    told = []
+    messages = []
     for engine in ("local", "ray"):
         config = rankers.RankerConfig(data_path=str(tmp_path), engine=engine)
         with pytest.raises(DataError) as error:
             rankers.load(config, ["label"])
-        told.append(str(error.value))
-    assert told[0] == told[1]
-    assert bad.name in told[0]
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+    assert bad.name in messages[0]
 
 
 @pytest.mark.parametrize("model", ["graph_recall", "item2vec", "word2vec"])
-def test_engine_is_refused_where_gensim_trains(
+def test_ray_is_refused_for_models_that_gensim_trains(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(model, "--engine", "ray", "--artifacts-dir", str(tmp_path)) == 1
     assert "error: --engine ray: gensim trains this model" in capsys.readouterr().err
 
 
-def test_engine_without_ray_names_the_line_that_installs_it(
+def test_without_ray_the_message_names_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delattr(training, "distributed")
+    monkeypatch.delattr(training.engine, "ray")
     monkeypatch.delitem(sys.modules, "training.engine.ray")
     monkeypatch.setitem(sys.modules, "ray", None)
     assert train("deepfm", "--engine", "ray") == 1
     assert "pip install -c constraints.txt '.[distributed]'" in capsys.readouterr().err
 
 
-def test_number_of_workers_makes_sense(capsys: pytest.CaptureFixture[str]) -> None:
+def test_zero_workers_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert train("xgb", "--engine", "ray", "--num-workers", "0") == 1
     assert "--num-workers 0: expected 1 or more" in capsys.readouterr().err

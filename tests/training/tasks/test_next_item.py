@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from training.data.tables import DataError
+from training.data.sources import DataError
 from training.metrics.retrieval import expected_ranks, retrieval_report
 from training.tasks.next_item.data import Holdout, encode
 from training.tasks.next_item.evaluation import SequencesEvaluation, item_knn, last_item, popularity

@@ -19,7 +19,8 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 
 from handlers.schema import canonical_token
 from training.data.files import SUFFIXES, File
-from training.data.tables import DataError, DataSet, Source, read_table
+from training.data.sources import DataError, DataSet, Source
+from training.data.tables import read_table
 
 SOURCE, TARGET, WEIGHT = "source", "target", "weight"
 # Lines of two or three fields, without names of columns.

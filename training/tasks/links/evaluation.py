@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from training.evaluation import ALL, Answers, Evaluation, Results, Rows
+from training.evaluation import ALL, ArchiveOutput, Evaluation, Results, Rows
 from training.metrics.ranking import auc
 from training.metrics.retrieval import Scores, expected_ranks, retrieval_report
 from training.tasks.links.data import Edges, Nodes, non_edges
@@ -89,9 +89,9 @@ class LinksEvaluation(Evaluation):
         """The nodes."""
         return self.train.ids
 
-    def results(self, answers: Answers) -> Results:
+    def results(self, output: ArchiveOutput) -> Results:
         """By the cosine, which for a node that the archive does not know is 0."""
-        return self.measure(cosine_scorer(np.nan_to_num(answers.item_vectors)))
+        return self.measure(cosine_scorer(np.nan_to_num(output.item_vectors)))
 
     def measure(self, scorer: Scorer) -> Results:
         """The results of a scorer."""

@@ -11,7 +11,7 @@ from scipy import sparse
 
 from handlers.schema import FIRST_TOKEN_INDEX
 from training.data.files import read_parquet
-from training.evaluation import ALL, HIT_RATE_RATIO, Answers, Evaluation, Results, Rows
+from training.evaluation import ALL, HIT_RATE_RATIO, ArchiveOutput, Evaluation, Results, Rows
 from training.metrics.retrieval import Indices, Ranks, Scores, expected_ranks, retrieval_report
 from training.tasks.next_item.data import Holdout, Sequences
 from training.tasks.next_item.world import TOKENS_TRUTH_FILE, USERS_TRUTH_FILE
@@ -51,11 +51,11 @@ class SequencesEvaluation(Evaluation):
         """The vocabulary."""
         return list(self.sequences.vocabulary)
 
-    def results(self, answers: Answers) -> Results:
+    def results(self, output: ArchiveOutput) -> Results:
         """Ranks by inner product; items that the archive does not know come last."""
-        vectors = np.array(answers.predictions, dtype=np.float32)
-        items = np.nan_to_num(answers.item_vectors)
-        known = ~np.isnan(answers.item_vectors).any(axis=1)
+        vectors = np.array(output.predictions, dtype=np.float32)
+        items = np.nan_to_num(output.item_vectors)
+        known = ~np.isnan(output.item_vectors).any(axis=1)
         row = np.zeros(len(self.sequences.users), dtype=np.int64)
         row[self.holdout.users] = np.arange(len(self.holdout.users))
         return self.rank(lambda part: np.where(known, vectors[row[part.users]] @ items.T, -np.inf))

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from training.data.worlds import writing_folder
+from training.folders import writing_folder
 
 SEQUENCES_FILE = "interactions.csv"
 CORPUS_FILE = "texts.csv"

@@ -16,7 +16,8 @@ import torch
 from handlers.schema import FeatureSchema, Matrix
 from training.data.features import DEFAULT_FEATURES, computable_crosses, fit_schema, to_matrix
 from training.data.files import read_parquet
-from training.data.tables import DataError, Splits, label_problems, load_splits
+from training.data.sources import DataError
+from training.data.splits import Splits, label_problems, load_splits
 from training.golden import Golden, golden_matrix, golden_rows
 from training.run import RunConfig, split_names
 from training.tasks.ranking.world import generate_impressions
@@ -138,15 +139,14 @@ def load(config: RankerConfig, targets: Sequence[str], columns: Sequence[str] = 
         valid=to_matrix(schema, splits.valid),
         test=to_matrix(schema, splits.test),
         targets={
-            name: np.array(frame[list(targets)], dtype=np.float32)
-            for name, frame in vars(splits).items()
+            name: np.array(frame[list(targets)], dtype=np.float32) for name, frame in splits.items()
         },
         train_frame=splits.train,
         test_frame=splits.test,
         groups=splits.test[config.group].to_numpy() if config.group else None,
         oracle=_oracle(DEFAULT_DATA, targets) if config.uses_default_data else None,
         golden=golden_rows(schema, splits.test),
-        sha256=data.sha256(*vars(splits).values()),
+        sha256=data.sha256(*splits),
     )
 
 

@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from handlers.models.xgb import TreeInputs
-from training.evaluation import ALL, Answers, Evaluation, Results, Rows
+from training.evaluation import ALL, ArchiveOutput, Evaluation, Results, Rows
 from training.golden import request_rows
 from training.metrics.ranking import ranking_report
 from training.tasks.ranking.data import Dataset
@@ -43,9 +43,9 @@ class RankerEvaluation(Evaluation):
         """Features by name."""
         return request_rows(self.data.schema, self.frame)
 
-    def results(self, answers: Answers) -> Results:
+    def results(self, output: ArchiveOutput) -> Results:
         """The predictions."""
-        return np.array(answers.predictions, dtype=np.float32)
+        return np.array(output.predictions, dtype=np.float32)
 
     def baselines(self) -> dict[str, Results]:
         """The base rate, a linear model, and on synthetic data the truth."""

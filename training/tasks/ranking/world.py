@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
 
-from training.data.worlds import writing_folder
+from training.folders import writing_folder
 
 # Train: enough for an AUC within .002 of the oracle. Test: enough for a standard error of .002.
 IMPRESSION_ROWS: Mapping[str, int] = {"train": 200_000, "valid": 20_000, "test": 100_000}

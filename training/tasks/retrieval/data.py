@@ -20,7 +20,8 @@ import tyro
 from handlers.schema import FeatureSchema, Matrix
 from training.data.features import fit_schema, to_matrix
 from training.data.files import read_parquet
-from training.data.tables import DataError, DataSet, Splits, label_problems, load_splits
+from training.data.sources import DataError, DataSet
+from training.data.splits import Splits, label_problems, load_splits
 from training.golden import golden_rows
 from training.metrics.retrieval import Indices, Scores
 from training.run import RunConfig, split_names
@@ -162,7 +163,7 @@ def load(config: ChoicesConfig) -> Choices:
         fit_schema(splits.train, cols, [name for name in cols if name in categorical])
         for cols in (user_cols, item_cols)
     )
-    every = pd.concat(vars(splits))
+    every = pd.concat(dict(splits.items()))
     split_of = every.index.get_level_values(0)
     items = _codes(every, [id_col] if id_col in every else item_cols)
     row_of = _latest_rows(items, split_of == "train")
@@ -173,8 +174,8 @@ def load(config: ChoicesConfig) -> Choices:
         return Chosen(to_matrix(user_schema, every[rows]), items[rows])
 
     train, test_rows = chosen("train"), every[was_chosen & (split_of == "test")]
-    item_ids = every[id_col].iloc[row_of] if id_col in every else range(len(row_of))
-    item_ids = [str(item) for item in item_ids]
+    names = every[id_col].iloc[row_of] if id_col in every else range(len(row_of))
+    item_ids = [str(name) for name in names]
     return Choices(
         user_schema=user_schema,
         item_schema=item_schema,
@@ -192,7 +193,7 @@ def load(config: ChoicesConfig) -> Choices:
         oracle=_oracle(test_rows, item_ids) if config.uses_default_data else None,
         golden_users=golden_rows(user_schema, splits.test),
         golden_items=golden_rows(item_schema, splits.test),
-        sha256=data.sha256(*vars(splits).values()),
+        sha256=data.sha256(*splits),
     )
 
 
@@ -215,7 +216,7 @@ def _read(
 
     def check(splits: Splits) -> Iterator[str]:
         yield from label_problems(splits, [], [config.label])
-        for split, table in vars(splits).items():
+        for split, table in splits.items():
             if config.label in table:
                 labels = table[config.label].dropna()
                 stray = labels[(labels >= 0) & ~labels.isin((0, 1))]

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from training.evaluation import ALL, HIT_RATE_RATIO, Answers, Evaluation, Results, Rows
+from training.evaluation import ALL, HIT_RATE_RATIO, ArchiveOutput, Evaluation, Results, Rows
 from training.golden import request_rows
 from training.metrics.retrieval import Ranks, expected_ranks, retrieval_report
 from training.tasks.retrieval.data import Choices, Scorer
@@ -38,10 +38,10 @@ class ChoicesEvaluation(Evaluation):
         """The items' features."""
         return request_rows(self.data.item_schema, self.data.item_frame)
 
-    def results(self, answers: Answers) -> Results:
+    def results(self, output: ArchiveOutput) -> Results:
         """Ranks by inner product."""
-        users = np.array(answers.predictions, dtype=np.float32)
-        return self.rank(lambda rows: users[rows] @ answers.item_vectors.T)
+        users = np.array(output.predictions, dtype=np.float32)
+        return self.rank(lambda rows: users[rows] @ output.item_vectors.T)
 
     def rank(self, scorer: Scorer) -> Ranks:
         """Ranks of the chosen items by the scores of all."""

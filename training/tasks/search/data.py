@@ -22,7 +22,8 @@ from handlers.models.text import TokenBags
 from handlers.schema import Feature, FeatureSchema
 from training.data.features import fit_schema, to_matrix
 from training.data.files import read_parquet
-from training.data.tables import DataError, label_problems, load_splits
+from training.data.sources import DataError
+from training.data.splits import label_problems, load_splits
 from training.golden import golden_rows
 from training.metrics.retrieval import Indices
 from training.run import RunConfig, split_names
@@ -225,7 +226,7 @@ def load(config: SearchConfig) -> SearchData:
     ends = np.cumsum([len(splits.train), len(splits.valid)])
     train, valid, test = (
         _searches(frame, query_cols, query_columns, of_rows, config.label)
-        for frame, of_rows in zip(vars(splits).values(), np.split(docs, ends), strict=True)
+        for frame, of_rows in zip(splits, np.split(docs, ends), strict=True)
     )
     return SearchData(
         query_columns=query_columns,
@@ -240,7 +241,7 @@ def load(config: SearchConfig) -> SearchData:
         doc_rows=_doc_rows(every, config.doc_id, docs, doc_frame),
         labelled=labelled,
         oracle=_truth(default) if config.uses_default_data else None,
-        sha256=data.sha256(*vars(splits).values()),
+        sha256=data.sha256(*splits),
     )
 
 

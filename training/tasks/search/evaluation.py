@@ -13,7 +13,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
 
 from handlers.models.text import TokenBags, words
-from training.evaluation import ALL, HIT_RATE_RATIO, Answers, Evaluation, Results, Rows
+from training.evaluation import ALL, HIT_RATE_RATIO, ArchiveOutput, Evaluation, Results, Rows
 from training.golden import request_rows
 from training.metrics.ranking import ranking_report
 from training.metrics.retrieval import Indices, Scores, expected_ranks, retrieval_report
@@ -83,12 +83,12 @@ class SearchEvaluation(Evaluation):
         """The documents."""
         return request_rows(self.data.doc_columns.schema, self.data.doc_frame)
 
-    def results(self, answers: Answers) -> Results:
+    def results(self, output: ArchiveOutput) -> Results:
         """By the cosine; labelled pairs by the probability that the archive's meta makes of it."""
-        results = self.score(np.array(answers.predictions, np.float32), answers.item_vectors)
+        results = self.score(np.array(output.predictions, np.float32), output.item_vectors)
         if not self.data.labelled:
             return results
-        calibration = answers.meta["calibration"]
+        calibration = output.meta["calibration"]
         probabilities: Results = expit(calibration["slope"] * results + calibration["intercept"])
         return probabilities
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.special import expit
 
-from training.data.worlds import writing_folder
+from training.folders import writing_folder
 from training.metrics.retrieval import expected_ranks
 
 QUERIES: Mapping[str, int] = {"train": 15_000, "valid": 2_000, "test": 5_000}
