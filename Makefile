@@ -83,7 +83,7 @@ deploy: $(VENV)/.installed ## Switch running servers to a version: MODEL=deepfm 
 	@test -n "$(MODEL)" || { echo "error: no model given; example: make deploy MODEL=deepfm"; exit 2; }
 	@$(PY) -m scripts.deploy --model $(MODEL) $(if $(VERSION),--version $(VERSION)) $(ARGS)
 
-readme: $(VENV)/.installed ## Write the table of models in both READMEs from archive/*/card.yaml
+readme: $(VENV)/.installed ## Write the model tables of the READMEs from archive/*/card.yaml
 	@$(PY) -m scripts.readme
 
 test: $(VENV)/.installed-dev ## Run the tests
