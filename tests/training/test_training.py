@@ -277,7 +277,7 @@ def test_senseless_flag_is_an_error_without_a_traceback(
         ("mmoe", ["--task-weights", "1", "-1"], "--task-weights 1.0 -1.0: expected 0 or more"),
         ("xgb", ["--subsample", "2"], "--subsample 2.0: expected 0.001 to 1"),
         ("two_tower", ["--lr", "-1"], "--lr -1.0: expected 1e-09 to 1"),
-        ("two_tower", ["--user-layers"], "--user-layers: expected a number or more, got none"),
+        ("two_tower", ["--user-layers"], "--user-layers: expected at least one number, got none"),
         ("dssm", ["--layers", "64", "0"], "--layers 64 0: expected 1 or more"),
         ("dssm", ["--seed", "-1"], "--seed -1: expected 0 to 4294967295"),
         ("youtube_dnn", ["--valid-share", "0"], "--valid-share 0.0: expected 0.001 to 0.999"),
