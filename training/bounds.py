@@ -1,6 +1,6 @@
-"""What a flag may be: types for the fields of a training script's ``Config``.
+"""Types for the numeric fields of a training script's ``Config``, with the bounds of each.
 
-A bound stands beside the field that it limits; :func:`training.run.check_bounds` enforces it.
+:func:`training.run.check_bounds` enforces them.
 """
 
 from typing import Annotated
@@ -18,8 +18,8 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Weights = Annotated[tuple[Weight, ...], Field(min_length=1)]
 LearningRate = Annotated[float, Field(ge=1e-9, le=1)]
 Dropout = Annotated[float, Field(ge=0, le=0.999)]
-# A share that leaves something on both sides.
+# A share that leaves rows on both sides of a cut.
 Share = Annotated[float, Field(ge=0.001, le=0.999)]
 
-# Width of an embedding; the aliases are what scripts called it before they agreed on a name.
+# Width of an embedding; the aliases are its former names.
 EmbeddingDim = Annotated[Count, tyro.conf.arg(aliases=("--embed-dim", "--dim"))]

@@ -1,4 +1,4 @@
-"""What every training run shares: its version, its artifacts, its exit status."""
+"""The frame of every training run: its flags, its artifacts and its exit status."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from typing import Any, ClassVar, Protocol, TypeVar, cast, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from handlers import logs
+from handlers.errors import UserError
 from handlers.schema import VOCABULARIES_FILE
 from training import artifacts
 from training.bounds import Seed
 from training.data.config import DataConfig
-from training.data.sources import DataError, DataSet
+from training.data.sources import DataSet
 from training.engine.launch import read_by_engine, running_engine
 from training.engine.worker import EngineConfig, TrainingError
 from training.evaluation import Evaluation
@@ -34,9 +35,9 @@ class RunConfig(DataConfig, EngineConfig):
     """A training run.
 
     Attributes:
-        version: Of the artifacts; the UTC time by default.
-        seed: Of the split, the weights and the order of the rows.
-        artifacts_dir: Artifacts go to <artifacts_dir>/<model>/<version>/.
+        version: Version of the artifacts; by default the UTC time.
+        seed: Seed of the split, the weights and the order of the rows.
+        artifacts_dir: Folder of all artifacts; a run writes <artifacts_dir>/<model>/<version>/.
     """
 
     # Flags that list input columns, separated by commas.
@@ -49,7 +50,7 @@ class RunConfig(DataConfig, EngineConfig):
     artifacts_dir: Path = artifacts.ARTIFACTS
 
     def folder(self, model: str) -> Path:
-        """Where the artifacts of a model go."""
+        """Return the folder for the artifacts of a model."""
         return self.artifacts_dir / model / self.version
 
     def data(self, *args: Any, **kwargs: Any) -> DataSet:
@@ -61,30 +62,30 @@ Config = TypeVar("Config", bound=RunConfig)
 
 
 class TrainingScript(Protocol):
-    """What the gate, the benchmarks and the tests ask of ``training/train_<model>.py``."""
+    """What the gate, the benchmarks and the tests need from ``training/train_<model>.py``."""
 
     Config: type[RunConfig]
 
     def evaluation(self, config: Any, columns: Sequence[str] = ()) -> Evaluation:
-        """What the model is judged on.
+        """Load the test split, the metrics and the baselines.
 
         Args:
-            config: Of the script's own ``Config``.
-            columns: Further columns that results can be grouped by, where the data has any.
+            config: An instance of the script's ``Config``.
+            columns: Further columns to group results by.
         """
 
     def train(self, config: Any) -> Path:
-        """Train, report and write the artifacts; returns their folder."""
+        """Train, report and write the artifacts; return their folder."""
 
     def main(self, argv: Sequence[str] | None = None) -> int:
-        """Run from the command line; returns the exit status."""
+        """Run from the command line; return the exit status."""
 
 
 def load_script(name: str) -> TrainingScript:
     """Import a training script.
 
     Args:
-        name: Of its module in ``training/``, such as ``train_deepfm``.
+        name: Name of a module in ``training/``, such as ``train_deepfm``.
 
     Raises:
         TrainingError: If there is no such script, or it lacks a part of the protocol.
@@ -104,7 +105,7 @@ def load_script(name: str) -> TrainingScript:
 
 
 def split_names(text: str) -> list[str]:
-    """Split a flag's ``a,b,c``."""
+    """Split the value of a flag, such as ``a,b,c``."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
@@ -121,21 +122,21 @@ def writing_artifacts(
     libraries: Sequence[str] = (),
     **meta: Any,
 ) -> Iterator[Path]:
-    """Write what packaging needs into ``<artifacts_dir>/<model>/<version>/``.
+    """Write the files that packaging needs into ``<artifacts_dir>/<model>/<version>/``.
 
-    The block adds weights and curves to the folder that it is given; metrics, golden rows and the
-    meta file, which lists all others, follow when it ends.
+    Yields an empty folder, to which the block adds weights and curves. Metrics, golden rows,
+    vocabularies and the meta file, which lists all other files, follow when the block ends.
 
     Args:
-        model: Its name; ``reports[model]`` are its metrics on the test split.
+        model: Name of the model; ``reports[model]`` are its metrics on the test split.
         meta_file: Name of the meta file that the handler reads.
-        config: Of the run.
-        arch_version: Of the code that can load the weights.
-        reports: Metrics by model, baselines and oracle included.
-        golden: Written to ``golden.json``; or by file name, where one run trains several models.
+        config: Flags of the run.
+        arch_version: Version of the code that can load the weights.
+        reports: Metrics by model, including the baselines and the oracle.
+        golden: Golden rows for ``golden.json``; or by file name, if one run trains several models.
         vocabularies: Tokens by category feature.
-        libraries: Distributions that the model needs beside those of every handler.
-        meta: What the meta file holds besides, ``features`` above all.
+        libraries: Distributions that the model needs in addition to those of every handler.
+        meta: Further entries of the meta file, such as ``features``.
     """
     files = {"golden.json": golden} if isinstance(golden, Golden) else golden
     with writing_folder(config.folder(model), replace=True) as folder:
@@ -159,7 +160,9 @@ def writing_artifacts(
 
 
 def run_training(train: Callable[[Config], Path], config: Config) -> int:
-    """Run a training script: where the artifacts are goes to stdout, a user's mistake to stderr.
+    """Run a training script.
+
+    Prints the folder of the artifacts to stdout, and the message of a user's mistake to stderr.
 
     Returns:
         The exit status.
@@ -168,10 +171,10 @@ def run_training(train: Callable[[Config], Path], config: Config) -> int:
     logs.about(version=config.version)
     try:
         artifacts.check_version(config.version)
-        _check(config)
+        _check_flags(config)
         with running_engine(config):
             folder = train(config)
-    except (DataError, artifacts.ArtifactError, TrainingError, OSError) as error:
+    except (UserError, OSError) as error:
         for line in str(error).splitlines():
             logger.error("%s", line)
         return 1
@@ -183,24 +186,24 @@ def run_training(train: Callable[[Config], Path], config: Config) -> int:
 
 
 def check_bounds(config: RunConfig) -> None:
-    """Hold every flag against the bounds beside its field, such as ``Field(ge=1)``.
+    """Check every flag against the bounds in the type of its field, such as ``Field(ge=1)``.
 
     Raises:
-        TrainingError: If a flag is out of bounds; names it and says what was expected.
+        TrainingError: If a flag is out of bounds; the message names it and the bounds.
     """
     values = {f.name: getattr(config, f.name) for f in fields(config)}
     try:
         TypeAdapter(type(config)).validate_python(values)
     except ValidationError as error:
         name = str(error.errors()[0]["loc"][0])
-        raise TrainingError(_out_of_bounds(type(config), name, values[name])) from error
+        raise TrainingError(_bounds_message(type(config), name, values[name])) from error
 
 
-def _out_of_bounds(config_class: type[RunConfig], name: str, value: Any) -> str:
+def _bounds_message(config_class: type[RunConfig], name: str, value: Any) -> str:
     flag = f"--{name.replace('_', '-')}"
     numbers = value if isinstance(value, tuple) else (value,)
     if not numbers:
-        return f"{flag}: expected a number or more, got none"
+        return f"{flag}: expected at least one number, got none"
     schema = TypeAdapter(get_type_hints(config_class, include_extras=True)[name]).json_schema()
     bounds = schema.get("items", schema)
     expected = f"{bounds['minimum']:g} or more"
@@ -209,16 +212,16 @@ def _out_of_bounds(config_class: type[RunConfig], name: str, value: Any) -> str:
     return f"{flag} {' '.join(map(str, numbers))}: expected {expected}"
 
 
-def _check(config: RunConfig) -> None:
-    """Find what would end the run, or be found only at its end.
+def _check_flags(config: RunConfig) -> None:
+    """Check the flags before any work is done.
 
     Raises:
         TrainingError: If a flag makes no sense, or the artifacts cannot be written.
     """
     check_bounds(config)
     folder = config.artifacts_dir
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise TrainingError(f"--artifacts-dir {folder}: expected a folder that can be written to")
     if config.engine != "local" and not config.distributable:
         raise TrainingError(

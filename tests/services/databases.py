@@ -8,16 +8,18 @@ import pwd
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
 import pymysql
 
 from serving.ports import free_ports
 from serving.process import Child
 from serving.testing import ROOT
-from tests.services.s3 import STOP_TIMEOUT_S, wait_until_listening
+from tests.services.s3 import START_TIMEOUT_S, STOP_TIMEOUT_S, wait_until_listening
 
 PASSWORD = "correct horse"
 # Debian does not put PostgreSQL's programs on the PATH.
@@ -76,7 +78,23 @@ def postgres_server() -> Iterator[int]:
         _run([*prefix, initdb, f"--pgdata={folder / 'data'}", "--encoding=UTF8", *access])
         options = ["-D", str(folder / "data"), "-p", str(port), "-k", str(folder)]
         with _running("PostgreSQL", [*prefix, server, *options], folder, port):
+            _wait_until_accepting(port)
             yield port
+
+
+def _wait_until_accepting(port: int) -> None:
+    """Wait for PostgreSQL to accept connections: its port is open while it still starts up."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    url = f"postgresql://reader@127.0.0.1:{port}/postgres"
+    while True:
+        try:
+            psycopg.connect(url, password=PASSWORD).close()
+        except psycopg.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return
 
 
 @contextmanager

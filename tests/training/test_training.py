@@ -1,4 +1,4 @@
-"""The training commands: what they take, what they write, and what they refuse."""
+"""Training commands accept their flags and data, write artifacts, and refuse what cannot work."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ RANKERS = sorted(FAST)
 
 @pytest.fixture
 def data() -> pd.DataFrame:
-    """A small table of the default world."""
+    """Draw a small table of the default data."""
     return impressions(2_000, seed=5)[0]
 
 
 @pytest.fixture
 def fit(tmp_path: Path) -> Callable[..., Path]:
-    """Trains a model on a table and returns the artifact folder."""
+    """Train a model on a table, and return the artifact folder."""
 
     def run(model: str, table: pd.DataFrame, *flags: str, version: str = "v1") -> Path:
         path = tmp_path / "table.parquet"
@@ -52,17 +52,17 @@ def fit(tmp_path: Path) -> Callable[..., Path]:
     return run
 
 
-# Ports and workers: whoever uses them checks them.
+# Checked where they are used.
 NO_BOUNDS = ("doris_port", "num_workers")
 
 
 def weights(folder: Path) -> dict[str, bytes]:
-    """The files that hold what was learned."""
+    """Return the weights files."""
     return {p.name: p.read_bytes() for p in folder.glob("*_model.*")}
 
 
 @pytest.mark.parametrize("model", RANKERS)
-def test_same_data_seed_and_version_give_the_same_weights(
+def test_the_same_data_and_seed_give_the_same_weights(
     fit: Callable[..., Path], data: pd.DataFrame, model: str
 ) -> None:
     first = weights(fit(model, data))
@@ -74,7 +74,7 @@ def test_same_data_seed_and_version_give_the_same_weights(
 
 
 @pytest.mark.parametrize("model", RANKERS)
-def test_run_writes_what_packaging_and_people_need(
+def test_a_run_writes_the_files_that_packaging_and_people_need(
     fit: Callable[..., Path], data: pd.DataFrame, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = fit(model, data)
@@ -104,7 +104,7 @@ def test_columns_may_have_any_names(fit: Callable[..., Path], data: pd.DataFrame
     assert artifacts.read_meta(custom)["label_column"] == "data"
 
 
-def test_mmoe_targets_and_tasks_have_settable_names(
+def test_flags_name_the_targets_and_tasks_of_mmoe(
     fit: Callable[..., Path], data: pd.DataFrame
 ) -> None:
     table = data.rename(columns={"label": "clicked", "gmv": "sales"})
@@ -150,7 +150,7 @@ def test_trees_split_a_small_table_of_few_clicks(tmp_path: Path, data: pd.DataFr
 
 
 @pytest.mark.parametrize("model", RANKERS)
-def test_missing_cells_teach_what_a_null_means(
+def test_a_model_learns_what_a_missing_cell_means(
     fit: Callable[..., Path], data: pd.DataFrame, model: str
 ) -> None:
     gone = np.arange(len(data)) % 3 == 0
@@ -166,10 +166,10 @@ def test_missing_cells_teach_what_a_null_means(
     predictions = predict(handler, rows)
     clicks = [row["ctr"] for row in predictions] if model == "mmoe" else predictions
     assert clicks[:3] == pytest.approx([clicks[0]] * 3, rel=1e-5)
-    assert clicks[0] < clicks[3] / 2  # no row without a CTR was ever clicked
+    assert clicks[0] < clicks[3] / 2  # no row without a CTR was clicked
 
 
-def test_unknown_tokens_take_the_path_that_training_learned(
+def test_unknown_tokens_are_encoded_as_training_learned_them(
     artifact_folder: Callable[[Example], Path],
 ) -> None:
     for model in ("xgb", "deepfm"):
@@ -193,7 +193,7 @@ def test_normalize_writes_a_scaler_and_changes_no_prediction(
     rows = data.head(400).drop(columns=["label", "watch_time", "gmv"]).to_dict("records")
     handler = load_handler("xgb", scaled)
     expected = predict(load_handler("xgb", plain), rows)
-    # Bounds of bins round otherwise on another scale, so a few rows fall on the other side.
+    # Bounds of bins round differently on another scale, which moves a few rows.
     assert np.mean(np.isclose(predict(handler, rows), expected)) > 0.95
     assert isinstance(handler, XgbHandler)
     handler.inputs.mean = None
@@ -218,7 +218,7 @@ BAD_FILES: list[tuple[Callable[[pd.DataFrame], pd.DataFrame], str]] = [
 
 @pytest.mark.parametrize("model", ["xgb", "deepfm"])
 @pytest.mark.parametrize(("spoil", "message"), BAD_FILES)
-def test_bad_file_is_told_before_training_starts(
+def test_a_bad_file_is_refused_before_training_starts(
     tmp_path: Path,
     data: pd.DataFrame,
     capsys: pytest.CaptureFixture[str],
@@ -230,10 +230,10 @@ def test_bad_file_is_told_before_training_starts(
     spoil(data).to_csv(path, index=False)
     root = tmp_path / "artifacts"
     assert train(model, "--data-path", str(path), "--artifacts-dir", str(root)) == 1
-    told = capsys.readouterr()
-    assert told.err.splitlines()[-1].startswith("error: ")
-    assert message in told.err
-    assert told.out == ""
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1].startswith("error: ")
+    assert message in printed.err
+    assert printed.out == ""
     assert not root.exists()
 
 
@@ -252,7 +252,7 @@ def test_bad_file_is_told_before_training_starts(
         (["--artifacts-dir", "pyproject.toml/x"], "expected a folder that can be written to"),
     ],
 )
-def test_senseless_flag_is_an_error_without_a_traceback(
+def test_a_senseless_flag_is_an_error_without_a_traceback(
     tmp_path: Path,
     data: pd.DataFrame,
     capsys: pytest.CaptureFixture[str],
@@ -277,21 +277,21 @@ def test_senseless_flag_is_an_error_without_a_traceback(
         ("mmoe", ["--task-weights", "1", "-1"], "--task-weights 1.0 -1.0: expected 0 or more"),
         ("xgb", ["--subsample", "2"], "--subsample 2.0: expected 0.001 to 1"),
         ("two_tower", ["--lr", "-1"], "--lr -1.0: expected 1e-09 to 1"),
-        ("two_tower", ["--user-layers"], "--user-layers: expected a number or more, got none"),
+        ("two_tower", ["--user-layers"], "--user-layers: expected at least one number, got none"),
         ("dssm", ["--layers", "64", "0"], "--layers 64 0: expected 1 or more"),
         ("dssm", ["--seed", "-1"], "--seed -1: expected 0 to 4294967295"),
         ("youtube_dnn", ["--valid-share", "0"], "--valid-share 0.0: expected 0.001 to 0.999"),
         ("youtube_dnn", ["--dropout", "nan"], "--dropout nan: expected 0 to 0.999"),
     ],
 )
-def test_number_that_cannot_work_is_told_before_anything_is_read(
+def test_a_number_out_of_bounds_is_refused_before_data_is_read(
     model: str, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(model, *flags) == 1
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
-def test_every_number_among_the_flags_has_its_bounds() -> None:
+def test_every_numeric_flag_has_bounds() -> None:
     for model in catalog.model_names():
         script = training_script(model).Config
         for name, hint in get_type_hints(script, include_extras=True).items():
@@ -307,10 +307,10 @@ def test_every_number_among_the_flags_has_its_bounds() -> None:
 
 
 @pytest.mark.parametrize("group", ["item", "user_age"])
-def test_group_may_be_any_column_and_tell_nothing(
+def test_group_may_be_any_column_even_one_without_a_gauc(
     tmp_path: Path, data: pd.DataFrame, group: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data["item"] = range(len(data))  # no list has both a click and none
+    data["item"] = range(len(data))  # no group has both labels
     path = tmp_path / "table.csv"
     data.to_csv(path, index=False)
     places = ["--data-path", str(path), "--artifacts-dir", str(tmp_path / "artifacts")]
@@ -321,17 +321,19 @@ def test_group_may_be_any_column_and_tell_nothing(
     load_handler("xgb", folder).replay_golden_rows(folder / "golden.json")
 
 
-def test_commit_is_that_of_the_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_recorded_commit_is_that_of_the_code(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     here = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
     commit = subprocess.run(here, capture_output=True, text=True, check=True).stdout.strip()
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GIT_SHA", raising=False)
     assert artifacts._git_sha() == commit
-    monkeypatch.setenv("GIT_SHA", "of the image")
-    assert artifacts._git_sha() == "of the image"
+    monkeypatch.setenv("GIT_SHA", "commit of the image")
+    assert artifacts._git_sha() == "commit of the image"
 
 
-def test_task_may_have_any_name(tmp_path: Path, data: pd.DataFrame) -> None:
+def test_a_task_may_have_any_name(tmp_path: Path, data: pd.DataFrame) -> None:
     path = tmp_path / "table.csv"
     data.to_csv(path, index=False)
     places = ["--data-path", str(path), "--artifacts-dir", str(tmp_path / "artifacts")]
@@ -341,7 +343,7 @@ def test_task_may_have_any_name(tmp_path: Path, data: pd.DataFrame) -> None:
     load_handler("mmoe", folder).replay_golden_rows(folder / "golden.json")
 
 
-def test_mmoe_takes_any_number_of_tasks_each_with_its_name(
+def test_mmoe_refuses_tasks_of_the_same_name(
     tmp_path: Path, data: pd.DataFrame, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data.rename(columns={"user_gender": "n"}).to_csv(tmp_path / "table.csv", index=False)
@@ -353,7 +355,7 @@ def test_mmoe_takes_any_number_of_tasks_each_with_its_name(
     assert "--tasks ctr,ctr: expected each name once" in capsys.readouterr().err
 
 
-def test_first_target_of_mmoe_must_be_a_label(
+def test_the_first_target_of_mmoe_must_be_a_label(
     tmp_path: Path, data: pd.DataFrame, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "table.csv"
@@ -364,7 +366,7 @@ def test_first_target_of_mmoe_must_be_a_label(
     assert "column watch_time: expected 0 or 1, got " in capsys.readouterr().err
 
 
-def test_interrupted_run_leaves_no_artifacts(
+def test_an_interrupted_run_leaves_no_artifacts(
     tmp_path: Path, fit: Callable[..., Path], data: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object) -> None:
@@ -379,7 +381,7 @@ def test_interrupted_run_leaves_no_artifacts(
     assert weights(tmp_path / "artifacts" / "xgb" / "v1") == kept
 
 
-def test_error_of_the_disk_ends_training_without_a_traceback(
+def test_a_disk_error_ends_training_without_a_traceback(
     tmp_path: Path,
     fit: Callable[..., Path],
     data: pd.DataFrame,
@@ -394,7 +396,7 @@ def test_error_of_the_disk_ends_training_without_a_traceback(
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: [Errno ")
 
 
-def test_flag_of_a_script_is_no_abbreviation_of_the_models(
+def test_a_flag_of_the_training_script_is_not_an_abbreviation(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "executable", "echo")
@@ -402,7 +404,7 @@ def test_flag_of_a_script_is_no_abbreviation_of_the_models(
     assert capfd.readouterr().out.endswith("-m training.train_item2vec --mode word2vec\n")
 
 
-def test_killed_run_leaves_no_version(tmp_path: Path) -> None:
+def test_a_killed_run_leaves_no_version(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"

@@ -1,1 +1,1 @@
-"""Reading data: files and databases become checked tables, and these a model's inputs."""
+"""Read data: files and databases become checked tables, and those become model inputs."""

@@ -1,4 +1,4 @@
-"""The flags that say where a run's data is."""
+"""Flags that locate the data of a run."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ def _aliases(*names: str) -> Any:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where a run's data is.
+    """The location of a run's data.
 
     Attributes:
         data_path: A file, a folder, a pattern, or the URL of one.
-        data_source: What holds the data: files; oss for files in an object store, which data-path
-            names as s3://bucket/path or oss://bucket/path; or a database.
+        data_source: Kind of source: file; oss for files in an object store, with a data-path such
+            as s3://bucket/path or oss://bucket/path; or a database.
         oss_endpoint: URL of the object store; OSS_ENDPOINT or AWS_ENDPOINT_URL by default.
-        oss_access_key: By default OSS_ACCESS_KEY_ID, or as AWS's own tools find it.
-        oss_secret_key: Better given as OSS_ACCESS_KEY_SECRET, or to AWS's own tools.
-        oss_region: By default OSS_REGION or AWS_DEFAULT_REGION.
-        table: Table to read of a database.
+        oss_access_key: Access key; by default OSS_ACCESS_KEY_ID, or what AWS's own tools would use.
+        oss_secret_key: Secret key; better set OSS_ACCESS_KEY_SECRET, or configure AWS's own tools.
+        oss_region: Region; by default OSS_REGION or AWS_DEFAULT_REGION.
+        table: Table of a database to read.
         query: Query to read instead of a table; the order of its rows counts for histories.
-        doris_host: Server of mysql or doris.
-        doris_port: By default 3306 for mysql and 9030 for doris.
-        doris_user: Who reads.
-        doris_password: Better given as MYSQL_PWD.
-        doris_database: Where a table is that is named without its database.
-        dsn: Of postgres: postgresql://user@host:5432/database; by default DATABASE_URL. The
-            password is better given as PGPASSWORD.
+        doris_host: Host of the mysql or doris server.
+        doris_port: Port of the server; by default 3306 for mysql and 9030 for doris.
+        doris_user: Account to connect as.
+        doris_password: Password of the account; better set MYSQL_PWD.
+        doris_database: Database of a table that is named without one.
+        dsn: Connection string of postgres, postgresql://user@host:5432/database; by default
+            DATABASE_URL. Better set the password as PGPASSWORD.
         strict: Refuse data that validation warns of.
-        extra_columns: Set by the gate: what it reads besides the columns that training read.
+        extra_columns: Columns that the gate reads in addition to those that training read.
     """
 
     data_path: str | None = None
@@ -67,15 +67,15 @@ class DataConfig:
 
     @property
     def uses_default_data(self) -> bool:
-        """Whether no data is named, so that the default world is generated."""
+        """Whether no data is named, so that the default data is generated."""
         return self.data_source == "file" and self.data_path is None
 
     def reading(self, path: str) -> Self:
-        """The same run on the files of another path."""
+        """Return the flags of the same run on the files of another path."""
         return replace(self, data_path=path, data_source="file", table="", query="", dsn="")
 
     def public(self) -> dict[str, Any]:
-        """All flags that may be told: what is not a secret."""
+        """Return all flags that are not secret."""
         secrets = {f.name for f in fields(self) if not f.repr}
         shown = {name: value for name, value in asdict(self).items() if name not in secrets}
         return shown | ({"dsn": public_dsn(self.dsn)} if self.dsn else {})
@@ -86,12 +86,12 @@ class DataConfig:
         """Find the data.
 
         Args:
-            default: Where it is when the flags name none.
+            default: Path to use if no flag names the data.
             stem: As for :func:`training.data.files.find`.
             suffixes: The same.
 
         Raises:
-            DataError: There is none, or the flags contradict each other.
+            DataError: If there is no data, or the flags contradict each other.
         """
         if self.data_source in ("file", "oss"):
             self._expect_no("--data-source mysql, doris or postgres", "table", "query", "dsn")
@@ -121,14 +121,14 @@ class DataConfig:
         style = "virtual" if scheme == "oss://" else "auto"
         environ = os.environ.get
         return s3fs.S3FileSystem(
-            # What is None here, the S3 library takes from AWS_* and its own files.
+            # The S3 library takes what is None from AWS_* and its configuration files.
             key=self.oss_access_key or environ("OSS_ACCESS_KEY_ID"),
             secret=self.oss_secret_key or environ("OSS_ACCESS_KEY_SECRET"),
             endpoint_url=self.oss_endpoint or environ("OSS_ENDPOINT"),
             client_kwargs={"region_name": self.oss_region or environ("OSS_REGION")},
             config_kwargs={
                 "s3": {"addressing_style": style},
-                # Stores other than AWS do not all know its newer checksums.
+                # Not every store knows the newer checksums of AWS.
                 "response_checksum_validation": "when_required",
             },
         )

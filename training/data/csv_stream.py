@@ -1,8 +1,8 @@
-"""CSV as record batches, parsed by Arrow block by block.
+"""Stream CSV as record batches, parsed by Arrow block by block.
 
-Arrow's own streaming reader takes bytes from a Python file in a thread of its own, and may still
-hold the file when the interpreter ends, which then hangs or aborts (apache/arrow issue 50482). So
-blocks of whole rows are cut here, and Arrow sees nothing but memory.
+Arrow's own streaming reader reads a Python file in a thread of its own, which may still hold the
+file when the interpreter exits; the exit then hangs or aborts (apache/arrow issue 50482). This
+module therefore cuts the stream into blocks of whole rows, and gives Arrow nothing but memory.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import pyarrow.csv
 _BLOCK_BYTES = 1 << 20
 _MAX_ROW_BYTES = 1 << 24
 
-# A quote within a field that does not start with one is a sign like others. At the end of what has
-# been read, a carriage return may be half an end of line.
+# A quote inside an unquoted field is an ordinary character. A carriage return at the end of a block
+# may be the first half of a line break. Quantifiers are possessive (++, *+): nothing backtracks.
 _FIELD = rb'(?:"(?:[^"]++|"")*+"[^,\r\n]*+|(?!")[^,\r\n]*+)'
 _ROW = rb"(?>(?:%b,)*+%b(?:\n|\r\n|\r(?!\Z)))" % (_FIELD, _FIELD)
 _ROWS = re.compile(_ROW + b"*+")
@@ -29,14 +29,14 @@ class Readable(Protocol):
     """A binary stream."""
 
     def read(self, size: int, /) -> bytes:
-        """About so many bytes, and none at the end."""
+        """Return about ``size`` bytes, and none at the end."""
 
 
 def csv_columns(file: Readable) -> list[str]:
-    """Names in the header.
+    """Read the names in the header.
 
     Raises:
-        pyarrow.ArrowInvalid: There is none.
+        pyarrow.ArrowInvalid: If there is no header.
     """
     header = _header(next(_blocks(file), b""))
     return list(pyarrow.csv.read_csv(pa.BufferReader(header)).column_names)
@@ -45,18 +45,19 @@ def csv_columns(file: Readable) -> list[str]:
 def csv_batches(
     file: Readable, columns: Sequence[str], names: Sequence[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """Stream CSV with every cell as text: Arrow would not say in which row a wrong number is.
+    """Stream CSV with every cell as text, since Arrow does not report the row of a wrong number.
 
     Args:
-        file: As UTF-8.
-        columns: Those to read. A cell is missing when it is empty: NA may be a country.
-        names: Of all columns, where the stream has no header; then a quoted cell is never missing.
+        file: CSV in UTF-8.
+        columns: Columns to read. Only an empty cell is missing: NA may be a country.
+        names: Names of all columns if the stream has no header; a quoted cell is then never
+            missing.
 
     Raises:
-        pyarrow.ArrowInvalid: It is no CSV; the header, where there is one, counts as a row.
+        pyarrow.ArrowInvalid: If the stream is not CSV. Its row number counts the header.
     """
     reading = pyarrow.csv.ReadOptions(use_threads=False, column_names=names)
-    # Without a header there may be one column only, of which a missing cell is an empty line.
+    # Without a header, an empty line may be the missing cell of a single column.
     parsing = pyarrow.csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=names is None)
     converting = pyarrow.csv.ConvertOptions(
         include_columns=list(columns),
@@ -87,7 +88,7 @@ def _renumbered(message: str, n_rows_before: int) -> str:
 
 
 def _blocks(file: Readable) -> Iterator[bytes]:
-    """The stream, cut between rows."""
+    """Cut the stream between rows."""
     rest = b""
     while more := file.read(_BLOCK_BYTES):
         block = rest + more
@@ -97,21 +98,20 @@ def _blocks(file: Readable) -> Iterator[bytes]:
             yield block[:end]
         rest = block[end:]
         if len(rest) > _MAX_ROW_BYTES:
-            raise _endless(rest)
+            raise _unclosed_quote(rest)
     if rest:
-        # The last row need not have an end.
+        # The last row need not end in a line break.
         if _end_of_rows(rest + b"\n") <= len(rest):
-            raise _endless(rest)
+            raise _unclosed_quote(rest)
         yield rest
 
 
 def _end_of_rows(block: bytes) -> int:
     rows = _ROWS.match(block)
-    assert rows is not None  # at least of no bytes
-    return rows.end()
+    return rows.end() if rows else 0
 
 
-def _endless(row: bytes) -> pa.ArrowInvalid:
+def _unclosed_quote(row: bytes) -> pa.ArrowInvalid:
     start = row[:60].decode(errors="replace")
     return pa.ArrowInvalid(f"a row never ends; is a quote not closed? It starts with {start!r}")
 

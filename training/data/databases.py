@@ -1,4 +1,4 @@
-"""Data in a database: the rows of a table or a query, streamed."""
+"""Stream the rows of a table or a query from a database."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from training.data.sources import DataError
 
 _BATCH_ROWS = 1 << 16
 CONNECT_TIMEOUT_S = 10
-# A server may think for long before the first row of a query.
+# A query may take minutes before its first row.
 READ_TIMEOUT_S = 600
-# And no decoders: cells come as the server's own text, as those of a CSV file do.
+# Encoders but no decoders: cells arrive as the server's text, like those of a CSV file.
 _ENCODERS: dict[Any, Any] = {**encoders}
-# What of a DSN is no secret: of the many other parameters some are, and more may come.
+# Parameters of a DSN that are not secret. Some of the many others are, and libpq may add more.
 _PUBLIC = {
     *("host", "hostaddr", "port", "dbname", "user"),
     *("sslmode", "target_session_attrs", "application_name"),
@@ -34,11 +34,11 @@ _PUBLIC = {
 
 @dataclass(frozen=True)
 class Query:
-    """What to read of a database, either of the two.
+    """What to read from a database: a table or a query.
 
     Attributes:
-        table: Its name, with its database's or schema's before a dot or without.
-        sql: A query; its columns have distinct names.
+        table: Name of a table, optionally with that of its database or schema before a dot.
+        sql: A query whose columns have distinct names.
     """
 
     table: str = ""
@@ -46,30 +46,30 @@ class Query:
 
     @property
     def ordered(self) -> bool:
-        """Whether the rows are asked for in an order."""
+        """Whether the query orders its rows."""
         return bool(re.search(r"\border\s+by\b", self.sql, re.IGNORECASE))
 
     @property
     def statement(self) -> str:
-        """The query as it can stand in another one."""
+        """The query, ready to be nested in another one."""
         return self.sql.strip().rstrip(";")
 
     def __str__(self) -> str:
-        """For messages."""
+        """Describe it in messages."""
         return f"table {self.table}" if self.table else "query"
 
 
 @dataclass(frozen=True)
 class MySQL:
-    """Rows of MySQL, or of what speaks its protocol: MariaDB, Doris, TiDB.
+    """Rows of MySQL, or of a server that speaks its protocol: MariaDB, Doris, TiDB.
 
     Attributes:
         query: What to read.
-        host: Of the server.
-        port: Of the server.
-        user: Who reads.
-        password: Their password.
-        database: Where tables without a database are.
+        host: Host of the server.
+        port: Port of the server.
+        user: Account to connect as.
+        password: Password of the account.
+        database: Database of a table that is named without one.
     """
 
     query: Query
@@ -83,24 +83,24 @@ class MySQL:
 
     @property
     def ordered(self) -> bool:
-        """As the query says."""
+        """Whether the query orders its rows."""
         return self.query.ordered
 
     @property
     def name(self) -> str:
-        """Server and table."""
+        """Table and server."""
         return f"{self.query} of {self.host}:{self.port}"
 
     def columns(self) -> list[str]:
-        """Names of all columns."""
+        """Return the names of all columns."""
         rows = _mysql_table(self.query.table) if self.query.table else f"({self.query.statement}\n)"
         with self._cursor() as cursor:
             cursor.execute(f"SELECT * FROM {rows} AS data LIMIT 0")
             return [column[0] for column in cursor.description]
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Stream the rows, as text."""
-        # A query runs as it is: within another one, its order would be lost.
+        """Stream the rows as text."""
+        # A query runs as it is, since nesting would lose its order.
         statement = self.query.statement or (
             f"SELECT {', '.join(map(_mysql_name, columns))} FROM {_mysql_table(self.query.table)}"
         )
@@ -112,7 +112,7 @@ class MySQL:
                 yield pa.record_batch(cells, names=names)
 
     def sha256(self) -> None:
-        """Only the rows tell."""
+        """Return None: only the rows identify the content."""
 
     @contextmanager
     def _cursor(self) -> Iterator[SSCursor]:
@@ -128,14 +128,14 @@ class MySQL:
                 conv=_ENCODERS,
                 connect_timeout=CONNECT_TIMEOUT_S,
                 read_timeout=READ_TIMEOUT_S,
-                # A limit that an administrator set would cut the data short without a word.
+                # A limit that an administrator set would silently cut the data short.
                 init_command="SET SESSION sql_select_limit = 9223372036854775807",
             )
             with closing(connection), connection.cursor() as cursor:
                 try:
                     yield cursor
                 except BaseException:
-                    # Else closing the cursor reads all the rows that are still to come.
+                    # Otherwise closing the cursor reads all remaining rows.
                     if (result := cursor._result) is not None:  # type: ignore[attr-defined]
                         result.unbuffered_active = False
                     raise
@@ -158,11 +158,11 @@ def _mysql_message(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Postgres:
-    """Rows of PostgreSQL, or of a service that is one, such as Supabase.
+    """Rows of PostgreSQL, or of a service built on it, such as Supabase.
 
     Attributes:
         query: What to read.
-        dsn: As libpq takes it; what it leaves out comes from PGHOST, PGPASSWORD and so on.
+        dsn: Connection string of libpq, which takes the rest from PGHOST, PGPASSWORD and so on.
     """
 
     query: Query
@@ -172,23 +172,23 @@ class Postgres:
 
     @property
     def ordered(self) -> bool:
-        """As the query says."""
+        """Whether the query orders its rows."""
         return self.query.ordered
 
     @property
     def name(self) -> str:
-        """Server and table."""
+        """Table and server."""
         return f"{self.query} of {public_dsn(self.dsn) or 'postgres'}"
 
     def columns(self) -> list[str]:
-        """Names of all columns."""
+        """Return the names of all columns."""
         with self._cursor() as cursor:
             cursor.execute(sql.SQL("SELECT * FROM {} AS data LIMIT 0").format(self._rows))
             return [column.name for column in cursor.description or ()]
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Stream the rows, as text."""
-        # A query runs as it is: within another one, it need not keep its order.
+        """Stream the rows as text."""
+        # A query runs as it is, since nesting need not keep its order.
         names, selected = list(columns), self._rows
         if self.query.table:
             fields = sql.SQL(", ").join(map(sql.Identifier, names))
@@ -200,7 +200,7 @@ class Postgres:
             yield from csv_batches(_CopyFile(copy), columns, names)
 
     def sha256(self) -> None:
-        """Only the rows tell."""
+        """Return None: only the rows identify the content."""
 
     @property
     def _rows(self) -> sql.Composable:
@@ -214,7 +214,7 @@ class Postgres:
             with psycopg.connect(self.dsn, connect_timeout=CONNECT_TIMEOUT_S) as connection:
                 connection.read_only = True
                 with connection.cursor() as cursor:
-                    # Else a large table starts where another reader of it is.
+                    # Otherwise a scan of a large table starts where another one is.
                     cursor.execute("SET LOCAL synchronize_seqscans = off")
                     yield cursor
         except psycopg.Error as error:
@@ -222,13 +222,13 @@ class Postgres:
 
 
 class _CopyFile:
-    """What COPY sends, as the file that it would be."""
+    """The output of COPY as a readable file."""
 
     def __init__(self, copy: Iterable[bytes | bytearray | memoryview]) -> None:
         self._parts = iter(copy)
 
     def read(self, size: int) -> bytes:
-        """Whole parts, of as many bytes or a few more, and none at the end."""
+        """Return whole parts of ``size`` bytes or a few more, and none at the end."""
         found = bytearray()
         while len(found) < size and (part := next(self._parts, None)) is not None:
             found += part
@@ -236,18 +236,18 @@ class _CopyFile:
 
 
 def public_dsn(dsn: str) -> str:
-    """What of a DSN may be told: where the data is, and who reads.
+    """Return a DSN without its secrets: the server, the database and the user.
 
     Raises:
-        DataError: It is none.
+        DataError: If it is not a DSN.
     """
     try:
         parts = conninfo_to_dict(dsn)
         places = f"{parts.get('host', '')} {parts.get('dbname', '')}"
         if "@" in places or not re.fullmatch(r"[\d,]*", str(parts.get("port", ""))):
-            raise psycopg.ProgrammingError("a part of the password is taken for a place")
+            raise psycopg.ProgrammingError("a part of the password was parsed as a host or a port")
     except psycopg.ProgrammingError:
-        # Neither the reason nor its traceback may be told: both may hold the password.
+        # Without the reason and the traceback, which may hold the password.
         raise DataError(
             "--dsn: expected postgresql://user:password@host:5432/database, "
             "the password with %40 for @, %2F for / and %3A for :"

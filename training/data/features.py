@@ -1,4 +1,4 @@
-"""From data frames to a feature schema and its matrix."""
+"""Learn a feature schema from a data frame, and encode frames as matrices."""
 
 import re
 from collections import Counter
@@ -24,7 +24,7 @@ DEFAULT_FEATURES = (
     "cross_age_x_ctr",
     "cross_gender_x_price",
 )
-# Cross features are the product of two others wherever the data, or a request, has none.
+# Cross features, computed as the product of two others where the data or a request lacks them.
 CROSSES = {
     "cross_age_x_ctr": ("user_age", "item_ctr"),
     "cross_gender_x_price": ("user_gender", "item_price"),
@@ -32,13 +32,13 @@ CROSSES = {
 MIN_TOKEN_COUNT = 2
 MAX_VOCABULARY = 1_000_000
 HASH_BUCKETS = 1 << 20
-_JSON_KEY = re.compile(r'[^"\\\x00-\x1f]+')  # as the decoder of requests takes it
-# What is encoded at once; a large table's float64 values and token objects would fill the memory.
-ENCODED_ROWS = 1 << 18
+_JSON_KEY = re.compile(r'[^"\\\x00-\x1f]+')  # keys that the decoder of requests accepts
+# Rows encoded in one go: the float64 values and token objects of a large table would fill memory.
+CHUNK_ROWS = 1 << 18
 
 
 def computable_crosses(features: Sequence[str]) -> list[str]:
-    """The cross features among ``features`` whose two factors are there as well."""
+    """Return the cross features whose two factors are also among ``features``."""
     return [name for name in features if set(CROSSES.get(name, {""})) <= set(features)]
 
 
@@ -48,17 +48,17 @@ def fit_schema(
     """Learn types, defaults, ranges and vocabularies from the training split.
 
     Args:
-        train: Its columns as :func:`training.data.tables.read_table` gives them.
-        features: The model's inputs in order.
-        categorical: Those of them that are categories.
+        train: The training split as :func:`training.data.tables.read_table` returns it.
+        features: Inputs of the model in order.
+        categorical: The features that are categories.
 
     Returns:
-        The schema. A number that training saw missing has the default None: the model learns what
-        to make of it. One that never was has 0.
+        The schema. A number that is missing in some rows has the default None, and the model
+        learns what a missing value means. Any other has the default 0.
 
     Raises:
-        DataError: If a name comes twice or cannot stand in a request, or there is none; or if a
-            column that is to be a number was read as an id.
+        DataError: If there is no feature, a name repeats or cannot be a JSON key, or a numeric
+            feature was read as text.
     """
     if not features:
         raise DataError("features: expected the name of a column or more, got none")
@@ -99,13 +99,13 @@ def fit_schema(
 
 def _range(values: Column) -> tuple[float, float] | None:
     seen = values[~np.isnan(values)]
-    # Through text, so that the JSON says 0.005 and not 0.004999999888241291.
+    # Through text, so that the JSON reads 0.005 and not 0.004999999888241291.
     return (float(str(seen.min())), float(str(seen.max()))) if len(seen) else None
 
 
 def _category(name: str, tokens: pd.Series) -> Feature:
     counts = tokens.value_counts()
-    # The most frequent first, equal ones in their own order: the same data, the same indices.
+    # Most frequent first, ties sorted by token: the same data gives the same indices.
     kept = counts[counts >= MIN_TOKEN_COUNT]
     if len(kept) > MAX_VOCABULARY:
         return Feature(name, kind="category", hash_buckets=HASH_BUCKETS)
@@ -115,10 +115,10 @@ def _category(name: str, tokens: pd.Series) -> Feature:
 
 
 def to_matrix(schema: FeatureSchema, frame: pd.DataFrame) -> Matrix:
-    """Encode the rows of a data frame as a request's rows would be, float32 [B, C]."""
+    """Encode the rows of a data frame as request rows are encoded, float32 [B, C]."""
     matrix = np.empty((len(frame), schema.n_columns), dtype=np.float32)
-    for start in range(0, len(frame), ENCODED_ROWS):
-        rows = slice(start, start + ENCODED_ROWS)
+    for start in range(0, len(frame), CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
         columns = {}
         for feature in schema.features:
             if feature.name in frame:

@@ -1,4 +1,4 @@
-"""Data in files: on this machine, or in an object store that speaks S3."""
+"""Find and stream files, on this machine or in an object store that speaks S3."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SUFFIXES = (".csv", ".csv.gz", ".parquet", ".jsonl", ".jsonl.gz")
 LOCAL = LocalFileSystem()
 
 _BATCH_ROWS = 1 << 16
-# Of a remote file, so much is asked for at once.
+# Size of one request for a part of a remote file.
 _READ_BYTES = 1 << 23
 
 
@@ -37,9 +37,9 @@ class File:
     """One file.
 
     Attributes:
-        path: Ends in one of ``SUFFIXES``, or is read by no method but ``open``.
-        fs: Where it is.
-        name: As the user wrote it.
+        path: Path on ``fs``. Every method but ``open`` needs one of ``SUFFIXES``.
+        fs: File system that holds it.
+        name: Name to show in messages.
     """
 
     path: str
@@ -50,7 +50,7 @@ class File:
 
     @property
     def first_row(self) -> int:
-        """A CSV's header is its row 1."""
+        """Number of the first row in messages: the header of CSV is row 1."""
         return 2 if self._kind == ".csv" else 1
 
     @property
@@ -59,17 +59,17 @@ class File:
 
     @contextmanager
     def open(self) -> Iterator[Any]:
-        """The content as a binary stream, decompressed.
+        """Open the content as a binary stream, decompressed.
 
         Raises:
-            OSError: It cannot be read.
+            OSError: If it cannot be read.
         """
         with _as_os_error(), self.fs.open(self.path, "rb", block_size=_READ_BYTES) as file:
             stream = pa.PythonFile(file)
             yield pa.CompressedInputStream(stream, "gzip") if self.path.endswith(".gz") else stream
 
     def columns(self) -> list[str]:
-        """Names of all columns, in a file of JSON lines those of its first batch."""
+        """Return the names of all columns; for JSON lines, those in the first batch."""
         with self.open() as file:
             if self._kind == ".parquet":
                 return list(pyarrow.parquet.read_schema(file).names)
@@ -83,7 +83,7 @@ class File:
         with self.open() as file:
             if self._kind == ".parquet":
                 parquet = pyarrow.parquet.ParquetFile(file)
-                # No thread may hold the file when the interpreter ends.
+                # A thread may still hold the file when the interpreter exits.
                 yield from parquet.iter_batches(
                     _BATCH_ROWS, columns=list(columns), use_threads=False
                 )
@@ -95,7 +95,7 @@ class File:
                 yield from csv_batches(file, columns)
 
     def sha256(self) -> str:
-        """Of the bytes; in an object store, of their number and the tag that it gives them."""
+        """Hash the bytes; in an object store, their number and the store's tag for them."""
         if self.fs is not LOCAL:
             with _as_os_error():
                 info = self.fs.info(self.path)
@@ -104,11 +104,11 @@ class File:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def _json_rows(self, file: Any) -> Iterator[list[dict[str, Any]]]:
-        """The rows, some at a time."""
+        """Parse JSON lines, a batch at a time."""
         lines = enumerate(io.BufferedReader(file), start=1)
-        while some := list(islice(lines, _BATCH_ROWS)):
+        while batch := list(islice(lines, _BATCH_ROWS)):
             rows = []
-            for number, line in some:
+            for number, line in batch:
                 try:
                     row = orjson.loads(line)
                 except orjson.JSONDecodeError as error:
@@ -124,14 +124,14 @@ class File:
 def _as_os_error() -> Iterator[None]:
     try:
         yield
-    except (BotoCoreError, ClientError) as error:  # of an object store
+    except (BotoCoreError, ClientError) as error:  # raised for an object store
         raise OSError(str(error)) from error
 
 
 def read_parquet(path: Path) -> pd.DataFrame:
-    """A file of this machine as a frame.
+    """Read a local file into a frame.
 
-    Arrow opens it: of a file that pandas opened, its threads may let go too late (`csv_stream`).
+    Arrow opens the file: its threads may hold one that pandas opened too long (`csv_stream`).
     """
     frame: pd.DataFrame = pyarrow.parquet.ParquetFile(path).read().to_pandas()
     return frame
@@ -148,23 +148,24 @@ def find(
     """Find the files of a data set.
 
     Args:
-        path: A file; a pattern such as ``clicks/2026-*.parquet``, whose files follow each other in
-            the order of their names; or a folder, with a file each for train, valid and test, or
-            with files that follow each other.
-        fs: Where it is.
-        scheme: What messages put before a path.
-        stem: In a folder that has a file of this name, only that one is read, and no splits.
-        suffixes: What the files may end in.
+        path: A file; a pattern such as ``clicks/2026-*.parquet``, whose files form one table, in
+            the order of their names; or a folder with one file for each of train, valid and test,
+            or with files that form one table.
+        fs: File system that holds the path.
+        scheme: Prefix of paths in messages.
+        stem: Name, without suffix, of the only file to read from a folder that has it; splits are
+            then not looked for.
+        suffixes: Suffixes that a file may have.
 
     Raises:
-        DataError: There is no such file, or one that does not end in one of the suffixes.
+        DataError: If there is no such file, or one has another suffix.
     """
     path = path.rstrip("/") or path
     try:
         with _as_os_error():
             if fs.isdir(path):
-                return DataSet(scheme + path, _of_folder(path, fs, scheme, stem, suffixes))
-            is_pattern = any(sign in path for sign in "*?[") and not fs.exists(path)
+                return DataSet(scheme + path, _folder_tables(path, fs, scheme, stem, suffixes))
+            is_pattern = any(character in path for character in "*?[") and not fs.exists(path)
             paths = sorted(fs.glob(path)) if is_pattern else [path] if fs.isfile(path) else []
     except OSError as error:
         raise DataError(f"{scheme}{path}: cannot be read: {error}") from error
@@ -176,10 +177,10 @@ def find(
     return DataSet(scheme + path, {"": [File(found, fs, scheme + found) for found in paths]})
 
 
-def _of_folder(
+def _folder_tables(
     path: str, fs: AbstractFileSystem, scheme: str, stem: str, suffixes: Sequence[str]
 ) -> dict[str, Table]:
-    """The tables of a folder; what other tools hide in it, such as ``_SUCCESS``, is no data."""
+    """Find the tables of a folder, without files that other tools hide, such as ``_SUCCESS``."""
     found = sorted(PurePosixPath(entry).name for entry in fs.ls(path, detail=False))
     files = {
         name: File(f"{path}/{name}", fs, f"{scheme}{path}/{name}")
@@ -199,8 +200,8 @@ def _of_folder(
 
 
 def _json_cells(values: list[Any]) -> pa.Array:
-    values = [None if value == "" else value for value in values]  # as an empty cell of CSV
+    values = [None if value == "" else value for value in values]  # like an empty cell of CSV
     try:
         return pa.array(values)
-    except (pa.ArrowException, OverflowError):  # of several types, or beyond int64
+    except (pa.ArrowException, OverflowError):  # mixed types, or beyond int64
         return pa.array([None if value is None else canonical_token(value) for value in values])

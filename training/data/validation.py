@@ -1,7 +1,7 @@
-"""What is doubtful about training data, told before training starts.
+"""Warn of doubtful training data before training starts.
 
-What no model could be trained on is an error of :mod:`training.data.tables`. Here are the warnings:
-what looks wrong by itself, and what differs from the data of the version before.
+Data that no model could be trained on is an error of :mod:`training.data.tables`. This module
+warns of values that look wrong, and of changes since the data of the previous version.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from training.data.sources import DataError, row_hashes
 MAX_MISSING = 0.5
 MIN_LABEL_SHARE, MIN_LABEL_ROWS = 0.005, 100
 MAX_REPEATED = 0.5
-# Against the version before.
+# Changes since the previous version.
 MAX_MISSING_CHANGE = 0.05
 MAX_REPEATED_CHANGE = 0.05
 MAX_OUTSIDE = 0.001
-# Above this, a population stability index is by custom a shift that a model will feel.
+# By convention, a population stability index above this is a shift that affects a model.
 MAX_PSI = 0.25
 
 N_BINS = 10
 N_TOKENS = 50
-# Enough to know a distribution by.
+# Enough rows to know a distribution.
 _SAMPLE_ROWS = 1_000_000
 _MIN_SHARE = 1e-4
 
@@ -59,14 +59,15 @@ class Settings(Protocol):
 
 @dataclass(frozen=True)
 class ColumnStatistics:
-    """What the cells of a column are like.
+    """Statistics of one column.
 
     Attributes:
-        missing: Share of the cells that are.
-        bounds: Of numbers, the inclusive upper bounds of all bins but the last; else empty.
-        tokens: Of categories, the most frequent ones; all others share the last bin. Else empty.
-        shares: Of the cells that are there, in each bin.
-        range: Smallest and largest number; None of categories, and where all cells are missing.
+        missing: Share of the cells that are missing.
+        bounds: Inclusive upper bounds of all bins but the last; empty for categories.
+        tokens: The most frequent tokens, a bin each; the rest share the last bin. Empty for
+            numbers.
+        shares: Share of the present cells in each bin.
+        range: Smallest and largest number; None for categories, or if every cell is missing.
     """
 
     missing: float
@@ -78,12 +79,12 @@ class ColumnStatistics:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a training split is like; the meta file holds it for the next version.
+    """Statistics of a training split, kept in the meta file for the next version.
 
     Attributes:
-        rows: How many.
-        repeated: Share of them that are equal to an earlier one.
-        columns: By name.
+        rows: Number of rows.
+        repeated: Share of the rows that repeat an earlier one.
+        columns: Statistics by column.
     """
 
     rows: int
@@ -102,19 +103,19 @@ class Finding(NamedTuple):
 def check(
     model: str, frame: pd.DataFrame, targets: Sequence[str], config: Settings
 ) -> dict[str, Any]:
-    """Warn of what is doubtful, as one table on stderr; nothing is printed when all is well.
+    """Print all warnings as one table on stderr; nothing if there are none.
 
     Args:
-        model: Whose newest other version the data is compared with.
-        frame: The training split, as :func:`training.data.tables.read_table` gives it.
-        targets: Those of its columns that are to be predicted.
-        config: Of the run; ``strict`` makes warnings errors.
+        model: Model whose newest other version the data is compared with.
+        frame: The training split as :func:`training.data.tables.read_table` returns it.
+        targets: The columns to predict.
+        config: Flags of the run; ``strict`` turns a warning into an error.
 
     Returns:
         Statistics of the split, for the meta file.
 
     Raises:
-        DataError: There is a warning, and the run is strict.
+        DataError: If there is a warning and the run is strict.
     """
     before = _previous(model, config)
     statistics = describe(frame)
@@ -139,12 +140,12 @@ def check(
 def findings(
     frame: pd.DataFrame, statistics: Statistics, targets: Sequence[str]
 ) -> Iterator[Finding]:
-    """What looks wrong by itself.
+    """Find values that look wrong whatever the data was before.
 
     Args:
         frame: The training split.
-        statistics: Of it.
-        targets: Its columns that are to be predicted.
+        statistics: Statistics of the split.
+        targets: The columns to predict.
     """
     if statistics.repeated > MAX_REPEATED:
         found = f"{statistics.repeated:.1%} repeated rows"
@@ -168,12 +169,12 @@ def findings(
 
 
 def changes(frame: pd.DataFrame, now: Statistics, before: Statistics) -> Iterator[Finding]:
-    """What differs from the data of another version.
+    """Find changes since another version.
 
     Args:
         frame: The training split.
-        now: Statistics of it.
-        before: Those of the other version.
+        now: Statistics of the split.
+        before: Statistics of the other version's split.
     """
     if abs(now.repeated - before.repeated) > MAX_REPEATED_CHANGE:
         found = f"{now.repeated:.1%} repeated rows"
@@ -194,7 +195,7 @@ def changes(frame: pd.DataFrame, now: Statistics, before: Statistics) -> Iterato
             if outside > MAX_OUTSIDE:
                 yield Finding(name, f"{outside:.1%} outside the range", f"[{low:g}, {high:g}]")
         shares = _shares(present, old.bounds, old.tokens)
-        # Two samples of one population differ as well.
+        # Two samples of one population differ by chance.
         chance = (len(shares) - 1) * (1 / len(present) + 1 / before.rows)
         psi = stability_index(np.array(old.shares), shares)
         if psi > MAX_PSI + chance:
@@ -202,13 +203,13 @@ def changes(frame: pd.DataFrame, now: Statistics, before: Statistics) -> Iterato
 
 
 def stability_index(before: Shares, now: Shares) -> float:
-    """The population stability index of two distributions over the same bins, 0 or more."""
+    """Compute the population stability index of two distributions over the same bins, >= 0."""
     before, now = before.clip(_MIN_SHARE), now.clip(_MIN_SHARE)
     return float(((now - before) * np.log(now / before)).sum())
 
 
 def describe(frame: pd.DataFrame) -> Statistics:
-    """Learn what the columns are like."""
+    """Compute the statistics of a training split."""
     columns = {str(name): _describe(column) for name, column in _sample(frame).items()}
     repeated = 1 - len(np.unique(row_hashes(frame))) / len(frame)
     return Statistics(len(frame), round(repeated, 6), columns)
@@ -224,7 +225,7 @@ def _describe(column: pd.Series[Any]) -> ColumnStatistics:
     elif len(present):
         levels = np.arange(1, N_BINS) / N_BINS
         quantiles = np.unique(np.quantile(present, levels, method="lower"))
-        # Through text, so that the JSON says 0.1 and not 0.10000000149011612.
+        # Through text, so that the JSON reads 0.1 and not 0.10000000149011612.
         bounds = tuple(float(str(bound)) for bound in quantiles)
         span = float(str(present.min())), float(str(present.max()))
     shares = tuple(_shares(present, bounds, tokens).round(6).tolist()) if len(present) else ()
@@ -234,7 +235,7 @@ def _describe(column: pd.Series[Any]) -> ColumnStatistics:
 
 
 def _shares(present: pd.Series[Any], bounds: Sequence[float], tokens: Sequence[str]) -> Shares:
-    """Of each bin, [bins]."""
+    """Compute the share of each bin, float64 [bins]."""
     if tokens:
         index = pd.Index(tokens).get_indexer(pd.Index(present))
         index = np.where(index < 0, len(tokens), index)
@@ -250,7 +251,7 @@ def _sample(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _previous(model: str, config: Settings) -> tuple[str, Statistics] | None:
-    """The newest other version that says what its data was like."""
+    """Find the newest other version whose meta file has statistics."""
     schema = pydantic.TypeAdapter(Statistics)
     for version in reversed(artifacts.versions(model, config.artifacts_dir)):
         if version == config.version:
@@ -259,5 +260,5 @@ def _previous(model: str, config: Settings) -> tuple[str, Statistics] | None:
             meta = artifacts.read_meta(config.artifacts_dir / model / version)
             return version, schema.validate_python(meta["statistics"])
         except (artifacts.ArtifactError, KeyError, pydantic.ValidationError):
-            continue  # of an older code, or not whole: it is compared with the one before
+            continue  # written by older code, or incomplete: look further back
     return None

@@ -1,1 +1,1 @@
-"""Offline metrics, and how they are shown."""
+"""Offline metrics, with the tables and curves that show them."""

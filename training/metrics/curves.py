@@ -1,4 +1,4 @@
-"""The curves beside the metrics: loss by epoch, ROC and calibration, as PNG files."""
+"""Plot loss by epoch, ROC and calibration as PNG files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,12 +12,12 @@ from training.metrics.ranking import Array, auc, calibration_bins
 
 
 def save_loss(folder: Path, history: Mapping[str, Sequence[float]], unit: str = "logloss") -> None:
-    """Write `loss.png`; the same input gives the same bytes.
+    """Write ``loss.png``; the same input gives the same bytes.
 
     Args:
-        folder: Where to write it; must exist.
-        history: By name of the split, train or valid: the loss after each epoch or round.
-        unit: What the loss is.
+        folder: Folder to write to; must exist.
+        history: Loss after each epoch or round, by split: train and valid.
+        unit: Name of the loss, for the axis.
     """
     loss, axes = _plot("Loss", "epoch or round", unit)
     for name, losses in history.items():
@@ -29,12 +29,12 @@ def save_loss(folder: Path, history: Mapping[str, Sequence[float]], unit: str = 
 def save_curves(
     folder: Path, history: Mapping[str, Sequence[float]], labels: Array, probs: Array
 ) -> None:
-    """Write `loss.png`, `roc.png` and `calibration.png`; the same input gives the same bytes.
+    """Write ``loss.png``, ``roc.png`` and ``calibration.png``; the same input gives the same bytes.
 
     Args:
-        folder: Where to write them; must exist.
-        history: By name of the split, train or valid: the logloss after each epoch or round.
-        labels: What happened on the test split, 0 or 1, [B].
+        folder: Folder to write to; must exist.
+        history: Logloss after each epoch or round, by split: train and valid.
+        labels: Labels of the test split, 0 or 1, [B].
         probs: Predicted probabilities on the test split, [B].
     """
     save_loss(folder, history)
@@ -54,7 +54,7 @@ def save_curves(
 
 
 def _plot(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    # A bare Figure draws without pyplot, hence without a display and without global state.
+    # A bare Figure draws without pyplot, so it needs neither a display nor global state.
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel=x_label, ylabel=y_label)
     axes.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""Offline metrics of ranking models. Ties get half credit: equal scores are no ranking."""
+"""Offline metrics of ranking models. Ties get half credit, since equal scores do not rank."""
 
 from typing import Any, NamedTuple, TypeAlias
 
@@ -13,12 +13,12 @@ Array: TypeAlias = npt.NDArray[Any]
 
 
 def ranking_report(labels: Array, probs: Array, groups: Array | None = None) -> dict[str, float]:
-    """Measure predicted probabilities against what happened.
+    """Compare predicted probabilities with the labels.
 
     Args:
-        labels: What happened, 0 or 1, [B]; both must occur.
+        labels: 0 or 1, [B]; both must occur.
         probs: Predicted probabilities, [B].
-        groups: Whose list each row belongs to, such as the user id, [B]; needed for gauc only.
+        groups: Key of the list that each row belongs to, such as the user id, [B]; for gauc only.
 
     Returns:
         auc, logloss, normalized_entropy, ece, calibration_ratio and, with groups, gauc.
@@ -30,13 +30,13 @@ def ranking_report(labels: Array, probs: Array, groups: Array | None = None) -> 
         "ece": ece(labels, probs),
         "calibration_ratio": calibration_ratio(labels, probs),
     }
-    if groups is not None and not np.isnan(of_groups := gauc(labels, probs, groups)):
-        report["gauc"] = of_groups
+    if groups is not None and not np.isnan(grouped := gauc(labels, probs, groups)):
+        report["gauc"] = grouped
     return report
 
 
 def auc(labels: Array, scores: Array) -> float:
-    """Compute the chance that a positive scores above a negative; .5 is no better than guessing."""
+    """Compute the probability that a positive scores above a negative; 0.5 is chance."""
     return float(metrics.roc_auc_score(labels, scores))
 
 
@@ -48,7 +48,7 @@ def logloss(labels: Array, probs: Array) -> float:
 def normalized_entropy(labels: Array, probs: Array) -> float:
     """Compute the logloss relative to that of always predicting the base rate (He et al. 2014).
 
-    Below 1 the probabilities are worth more than the base rate alone.
+    Below 1, the probabilities are better than the base rate.
     """
     rate = np.mean(labels, dtype=np.float64)
     return logloss(labels, probs) / float(entr(rate) + entr(1 - rate))
@@ -59,17 +59,17 @@ def gauc(labels: Array, scores: Array, groups: Array) -> float:
 
     Args:
         labels: 0 or 1, [B].
-        scores: Higher means sooner, [B].
-        groups: Group of each row, [B]; a group of one class only has no AUC and is left out.
+        scores: Scores, [B]; higher ranks first.
+        groups: Group of each row, [B]; a group with a single class has no AUC and is skipped.
 
     Returns:
-        The weighted mean in [0, 1]; NaN when no group has both classes.
+        The weighted mean in [0, 1]; NaN if no group has both classes.
     """
     table = pd.DataFrame({"group": groups, "positive": labels})
     table["positive_rank"] = pd.Series(scores).groupby(groups).rank() * labels
     by_group = table.groupby("group")
     rows, positives = by_group.size(), by_group["positive"].sum()
-    # Mann-Whitney: what the positives' ranks sum to above the least that they could.
+    # Mann-Whitney U: the sum of the positives' ranks, less the smallest possible sum.
     wins = by_group["positive_rank"].sum() - positives * (positives + 1) / 2
     pairs = positives * (rows - positives)
     mixed = pairs > 0
@@ -87,15 +87,15 @@ class CalibrationBins(NamedTuple):
 
 
 def calibration_bins(labels: Array, probs: Array, bins: int = 10) -> CalibrationBins:
-    """Compare predicted and actual rate along the range of predictions.
+    """Compare predicted and actual rates along the range of predictions.
 
     Args:
         labels: 0 or 1, [B].
         probs: Predicted probabilities, [B].
-        bins: Number of bins; equal predictions share a bin, so there may be fewer.
+        bins: Number of bins. Equal predictions share a bin, so fewer may have rows.
 
     Returns:
-        The mean prediction, the mean label and the number of rows of each bin that has rows.
+        Mean prediction, mean label and number of rows of each bin that has rows.
     """
     edges = np.quantile(probs, np.arange(1, bins) / bins)
     _, index, rows = np.unique(
@@ -107,31 +107,31 @@ def calibration_bins(labels: Array, probs: Array, bins: int = 10) -> Calibration
 
 
 def ece(labels: Array, probs: Array) -> float:
-    """Compute the expected calibration error: the mean gap of predicted and actual rate."""
+    """Compute the expected calibration error: the mean gap between predicted and actual rate."""
     predicted, actual, rows = calibration_bins(labels, probs)
     return float(np.average(np.abs(predicted - actual), weights=rows))
 
 
 def calibration_ratio(labels: Array, probs: Array) -> float:
-    """Compute the predicted number of positives over the actual one; above 1 is too hopeful."""
+    """Compute the predicted over the actual number of positives; above 1 overestimates."""
     return float(np.sum(probs, dtype=np.float64) / np.sum(labels))
 
 
 def spearman(values: Array, scores: Array) -> float:
-    """Compute the rank correlation, in [-1, 1], of scores with the values that they order."""
+    """Compute the rank correlation of scores and values, in [-1, 1]."""
     return float(stats.spearmanr(values, scores).statistic)
 
 
 def top_share(values: Array, scores: Array, fraction: float = 0.1) -> float:
-    """Compute the share of all value that the best-scored rows hold.
+    """Compute the share of the total value that the best-scored rows hold.
 
     Args:
-        values: What a row is worth, 0 or more, [B].
-        scores: Higher means sooner, [B]; rows tied at the cut count in part.
-        fraction: Part of the rows that is taken as the top.
+        values: Value of each row, 0 or more, [B].
+        scores: Scores, [B]; higher ranks first, and rows tied at the cut count in part.
+        fraction: Fraction of the rows that counts as the top.
 
     Returns:
-        The share in [0, 1]; `fraction` for scores that know nothing.
+        The share in [0, 1]; ``fraction`` for constant scores.
     """
     size = fraction * len(scores)
     cut = np.sort(scores)[::-1][int(np.ceil(size)) - 1]

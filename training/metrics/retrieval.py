@@ -1,4 +1,4 @@
-"""Offline metrics of retrieval: where does the item that was chosen stand among all of them?"""
+"""Offline metrics of retrieval: the rank of the chosen item among all candidates."""
 
 from collections.abc import Sequence
 
@@ -13,18 +13,18 @@ Indices = npt.NDArray[np.int64]
 def expected_ranks(
     scores: Scores, targets: Indices, excluded: npt.NDArray[np.bool_] | None = None
 ) -> Ranks:
-    """Rank of each row's target, 1 the best, on average over the orders of equal scores.
+    """Rank each row's target, 1 is best; ties count as the mean over all their orders.
 
-    A model whose scores are all equal so gets the rank of chance, not the first one.
+    A model whose scores are all equal therefore ranks by chance, not first.
 
     Args:
-        scores: Of every candidate, [B, N].
-        targets: Index of the right one, int64 [B].
+        scores: Score of every candidate, [B, N].
+        targets: Index of the right candidate, int64 [B].
         excluded: Candidates that do not compete, such as a row's history, bool [B, N]; a target
             always competes.
 
     Returns:
-        float64 [B], from 1 to N.
+        Ranks from 1 to N, float64 [B].
     """
     own = np.take_along_axis(scores, targets[:, None], axis=1)
     better, equal = scores > own, scores == own
@@ -37,14 +37,14 @@ def expected_ranks(
 
 
 def retrieval_report(ranks: Ranks, ks: Sequence[int] = (10,)) -> dict[str, float]:
-    """Hit rate, NDCG and MRR of one right item a row.
+    """Compute hit rate, NDCG and MRR for one right item per row.
 
     Args:
-        ranks: As :func:`expected_ranks` gives them, [B].
-        ks: Lengths of the lists that are looked at.
+        ranks: Ranks from :func:`expected_ranks`, [B].
+        ks: Lengths of the lists to measure.
 
     Returns:
-        ``hr_at_k`` (the same as recall_at_k: there is one right item), ``ndcg_at_k`` and ``mrr``.
+        ``hr_at_k``, which equals recall_at_k as there is one right item, ``ndcg_at_k`` and ``mrr``.
     """
     report = {}
     for k in ks:

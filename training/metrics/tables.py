@@ -1,4 +1,4 @@
-"""Metrics as a table for people."""
+"""Show metrics as a table."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from rich.table import Table
 
 
 def metric_table(reports: Mapping[str, Mapping[str, float]], title: str | None = None) -> Table:
-    """A metric a row and a model a column, narrow enough for 80 characters."""
+    """Build a table with a row for each metric and a column for each model."""
     table = Table("", box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
     for model in reports:
         table.add_column(model, justify="right")

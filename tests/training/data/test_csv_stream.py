@@ -1,4 +1,4 @@
-"""CSV cut into blocks is what it is as a whole."""
+"""CSV that is cut into blocks reads like the whole file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read(content: bytes) -> list[dict[str, str]]:
-    """The rows of a file."""
+    """Read the rows of a file."""
     file = io.BytesIO(content)
     columns = csv_columns(file)
     file.seek(0)
@@ -36,7 +36,7 @@ def read(content: bytes) -> list[dict[str, str]]:
 
 
 @given(st.lists(st.lists(CELLS, min_size=2, max_size=2)), st.sampled_from(["\n", "\r\n"]))
-def test_blocks_hold_the_rows_of_the_whole(rows: list[list[str]], end_of_row: str) -> None:
+def test_blocks_hold_every_row_of_the_file(rows: list[list[str]], end_of_row: str) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator=end_of_row, quoting=csv.QUOTE_ALL)
     writer.writerows([NAMES, *rows])
@@ -46,7 +46,7 @@ def test_blocks_hold_the_rows_of_the_whole(rows: list[list[str]], end_of_row: st
 
 @settings(max_examples=1000)
 @given(NOISE)
-def test_blocks_hold_what_arrow_finds_or_an_error(noise: str) -> None:
+def test_blocks_read_as_arrow_reads_the_file_or_are_an_error(noise: str) -> None:
     content = b"x,y\n" + noise.encode()
     try:
         found = read(content)
@@ -62,25 +62,25 @@ def test_blocks_hold_what_arrow_finds_or_an_error(noise: str) -> None:
 
 @pytest.mark.parametrize("end_of_row", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("last", ["", "end"])
-def test_every_end_of_a_row(end_of_row: str, last: str) -> None:
+def test_every_kind_of_line_break_ends_a_row(end_of_row: str, last: str) -> None:
     rows = ["x,y", *(f"{i},b" for i in range(20))]
     content = end_of_row.join(rows) + (end_of_row if last else "")
     assert [row["x"] for row in read(content.encode())] == [str(i) for i in range(20)]
 
 
-def test_an_error_counts_the_rows_of_the_file() -> None:
+def test_an_error_names_the_row_of_the_file() -> None:
     content = b"x,y\n" + b"1,2\n" * 50 + b"3\n"
     with pytest.raises(pa.ArrowInvalid, match="Row #52: Expected 2 columns, got 1"):
         read(content)
 
 
 @pytest.mark.parametrize("rest", [b"3,4\n", b"3,4\n" * 100])
-def test_a_quote_that_is_never_closed_is_an_error(rest: bytes) -> None:
+def test_an_unclosed_quote_is_an_error(rest: bytes) -> None:
     with pytest.raises(pa.ArrowInvalid, match=r"a quote not closed\?.*starts with '1,\"2"):
         read(b'x,y\n1,2\n1,"2\n' + rest)
 
 
-def test_the_interpreter_can_end_in_the_middle_of_a_file() -> None:
+def test_the_interpreter_can_exit_in_the_middle_of_a_file() -> None:
     script = """
 import io, time
 from training.data import csv_stream

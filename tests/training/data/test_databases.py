@@ -1,4 +1,4 @@
-"""Rows of MariaDB and PostgreSQL read as those of a file do, whole or not at all."""
+"""Rows of MariaDB and PostgreSQL read like those of a file, completely or not at all."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ KINDS = ["mysql", "postgres"]
 
 @dataclass(frozen=True)
 class Database:
-    """A running server of one kind, and its user."""
+    """A running server of one kind, reached as its user ``reader``."""
 
     kind: str
     port: int
 
     def execute(self, *statements: str, rows: Sequence[Sequence[Any]] = ()) -> None:
-        """Run statements; the last one once for each of the rows, if there are any."""
+        """Run statements; the last one once for each row, if rows are given."""
         connection: Any = (
             pymysql.connect(
                 host="127.0.0.1",
@@ -64,7 +64,7 @@ class Database:
             connection.commit()
 
     def load(self, name: str, frame: pd.DataFrame) -> None:
-        """Make a table of a data frame of numbers."""
+        """Create a table from a data frame of numbers."""
         columns = ", ".join(f"{column} DOUBLE PRECISION" for column in frame)
         insert = f"INSERT INTO {name} VALUES ({', '.join(['%s'] * frame.shape[1])})"
         self.execute(
@@ -75,20 +75,20 @@ class Database:
         )
 
     def dsn(self, port: int | None = None) -> str:
-        """Without the password."""
+        """Return a DSN without the password."""
         return f"postgresql://reader@127.0.0.1:{port or self.port}/postgres"
 
     def source(
         self, *, table: str = "", sql: str = "", port: int | None = None
     ) -> MySQL | Postgres:
-        """A table or a query."""
+        """Return a source for a table or a query."""
         if self.kind == "postgres":
             dsn = self.dsn(port).replace("reader", f"reader:{PASSWORD.replace(' ', '%20')}")
             return Postgres(Query(table, sql), dsn)
         return MySQL(Query(table, sql), "127.0.0.1", port or self.port, "reader", PASSWORD, "recs")
 
     def flags(self, *, port: int | None = None) -> list[str]:
-        """Of a training script; the password comes from the environment."""
+        """Return the flags of a training script; the environment has the password."""
         port = port or self.port
         if self.kind == "postgres":
             return ["--data-source", "postgres", "--dsn", self.dsn(port)]
@@ -98,7 +98,7 @@ class Database:
 
 @pytest.fixture(scope="module", params=KINDS)
 def database(request: pytest.FixtureRequest) -> Iterator[Database]:
-    """Each kind of server in turn."""
+    """Run each kind of server in turn."""
     server = mariadb_server if request.param == "mysql" else postgres_server
     try:
         with server() as port:
@@ -109,14 +109,14 @@ def database(request: pytest.FixtureRequest) -> Iterator[Database]:
 
 @pytest.fixture(autouse=True)
 def password(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reader's, as the clients of the databases take it."""
+    """Set the password where the clients of the databases look for it."""
     monkeypatch.setenv("MYSQL_PWD", PASSWORD)
     monkeypatch.setenv("PGPASSWORD", PASSWORD)
 
 
 @pytest.fixture
 def big(database: Database) -> int:
-    """Make a table ``big`` of a column ``id``, too large for the buffers on the way; its rows."""
+    """Create a table ``big``, too large for the buffers on the way; return its number of rows."""
     text = "repeat('x', 500)"
     numbers = (
         "SELECT seq AS id, {} AS text FROM seq_1_to_30000"
@@ -127,7 +127,7 @@ def big(database: Database) -> int:
     return 30_000
 
 
-def test_a_table_reads_as_the_same_rows_of_a_file(database: Database, tmp_path: Path) -> None:
+def test_a_table_reads_like_a_file_of_the_same_rows(database: Database, tmp_path: Path) -> None:
     table = pd.DataFrame(
         {
             "price": [1.5, None, 1e-7, 1 / 3],
@@ -151,7 +151,7 @@ def test_a_table_reads_as_the_same_rows_of_a_file(database: Database, tmp_path: 
     pd.testing.assert_frame_equal(read, read_table(files.find(str(path)).table, *columns))
 
 
-def test_null_is_missing_and_texts_that_look_so_are_not(database: Database) -> None:
+def test_only_null_is_missing_whatever_a_text_looks_like(database: Database) -> None:
     database.execute(
         "DROP TABLE IF EXISTS texts",
         "CREATE TABLE texts (country VARCHAR(9), amount NUMERIC(9, 2))",
@@ -165,7 +165,7 @@ def test_null_is_missing_and_texts_that_look_so_are_not(database: Database) -> N
     assert len(read_table([database.source(table="texts")], ["amount"])) == 4
 
 
-def test_names_may_hold_any_sign(database: Database) -> None:
+def test_names_may_hold_any_character(database: Database) -> None:
     quote = "`" if database.kind == "mysql" else '"'
     column, table = (f"{quote}{name}{quote * 2}; --{quote}" for name in ("order ", "select "))
     names = [f"{name}{quote}; --" for name in ("order ", "select ")]
@@ -219,7 +219,9 @@ def test_the_same_rows_in_another_order_are_the_same_data(database: Database) ->
         ("SELEKT 1", "", "syntax"),
     ],
 )
-def test_what_is_wrong_is_told(database: Database, sql: str, table: str, message: str) -> None:
+def test_the_message_names_what_is_wrong(
+    database: Database, sql: str, table: str, message: str
+) -> None:
     database.execute(
         "DROP TABLE IF EXISTS words",
         "CREATE TABLE words (x VARCHAR(9))",
@@ -231,7 +233,7 @@ def test_what_is_wrong_is_told(database: Database, sql: str, table: str, message
     assert str(error.value).startswith(f"{source.name}: ")
 
 
-def test_a_connection_that_drops_in_mid_read_is_an_error(database: Database, big: int) -> None:
+def test_a_connection_that_drops_during_a_read_is_an_error(database: Database, big: int) -> None:
     with proxy(database.port) as between:
         source = database.source(port=between.port, table="big")
         assert len(read_table([source], ["id"], ["text"])) == big
@@ -264,7 +266,7 @@ def test_a_limit_of_the_administrator_does_not_shorten_the_data(
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., int]:
-    """Trains trees for a moment, and returns the exit status."""
+    """Train a few trees, and return the exit status."""
 
     def run(*flags: str) -> int:
         return train("xgb", "--epochs", "3", "--artifacts-dir", str(tmp_path), *flags)
@@ -272,7 +274,7 @@ def run(tmp_path: Path) -> Callable[..., int]:
     return run
 
 
-def test_a_model_of_a_table_is_the_one_of_a_file(
+def test_a_table_trains_the_same_model_as_a_file(
     database: Database, run: Callable[..., int], tmp_path: Path
 ) -> None:
     data = impressions(2_000, seed=5)[0]
@@ -288,7 +290,7 @@ def test_a_model_of_a_table_is_the_one_of_a_file(
         for version in ("file", "table")
     ]
     assert weights[0] == weights[1]
-    # Judging a version reads again what it was trained on.
+    # The gate reads the training data again.
     meta = artifacts.read_meta(tmp_path / "xgb" / "table")
     again = Config(**meta["hyperparameters"]).data(Path("unused"))
     assert again.sha256(read_table(again.table, ["label", *meta["feature_columns"][:5]]))
@@ -316,7 +318,7 @@ def test_the_gate_reads_the_test_split_of_training_again(
     assert evaluation.data_sha256 == new.meta["data_sha256"]
 
 
-def test_no_secret_is_told_anywhere(
+def test_no_secret_is_printed_or_written(
     database: Database,
     run: Callable[..., int],
     tmp_path: Path,
@@ -335,25 +337,25 @@ def test_no_secret_is_told_anywhere(
 
     assert run("--version", "v1", *flags(PASSWORD)) == 0
     assert run("--version", "v2", *flags("wrong horse")) == 1
-    told = capsys.readouterr()
-    assert "v1" in told.out
-    assert "authentication failed" in told.err or "Access denied" in told.err
+    printed = capsys.readouterr()
+    assert "v1" in printed.out
+    assert "authentication failed" in printed.err or "Access denied" in printed.err
     written = [path.read_text() for path in (tmp_path / "xgb" / "v1").glob("*.json")]
     assert json.loads((tmp_path / "xgb" / "v1" / "feature_meta.json").read_text())
-    for text in (told.out, told.err, *written):
+    for text in (printed.out, printed.err, *written):
         assert "horse" not in text
 
 
 def test_training_by_name_prints_no_password(capfd: pytest.CaptureFixture[str]) -> None:
     flags = ["--data-source", "mysql", "--table", "a", "--mysql-port", "1"]
     assert scripts.train.main(["--model", "xgb", *flags, "--mysql-password", "horse"]) == 1
-    told = capfd.readouterr()
-    assert "Can't connect" in told.err
-    assert "horse" not in told.out + told.err
+    printed = capfd.readouterr()
+    assert "Can't connect" in printed.err
+    assert "horse" not in printed.out + printed.err
 
 
 @pytest.mark.parametrize(
-    ("dsn", "told"),
+    ("dsn", "public"),
     [
         (
             "postgresql://u:horse@h1:5432,h2:5433/db?sslmode=require&target_session_attrs=any",
@@ -364,14 +366,14 @@ def test_training_by_name_prints_no_password(capfd: pytest.CaptureFixture[str]) 
         ("", ""),
     ],
 )
-def test_of_a_dsn_only_what_is_no_secret_is_told(dsn: str, told: str) -> None:
-    assert conninfo_to_dict(public_dsn(dsn)) == conninfo_to_dict(told)
+def test_a_public_dsn_holds_no_secret(dsn: str, public: str) -> None:
+    assert conninfo_to_dict(public_dsn(dsn)) == conninfo_to_dict(public)
 
 
 @pytest.mark.parametrize(
     "dsn", ["postgresql://u:hor/se@h/d", "postgresql://u:1/horse@h/d", "postgresql://u:x@horse@h/d"]
 )
-def test_a_password_that_is_not_escaped_is_not_told(dsn: str) -> None:
+def test_an_unescaped_password_is_not_printed(dsn: str) -> None:
     with pytest.raises(DataError, match="the password with %40 for @") as error:
         public_dsn(dsn)
     assert "horse" not in str(error.value)
@@ -407,6 +409,6 @@ def test_flags_that_contradict_each_other_are_refused(
     flags: list[str], message: str, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(*flags) == 1
-    told = capsys.readouterr().err
-    assert message in told
-    assert "horse" not in told
+    stderr = capsys.readouterr().err
+    assert message in stderr
+    assert "horse" not in stderr

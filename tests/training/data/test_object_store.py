@@ -1,4 +1,4 @@
-"""Files in an object store read as those of this machine do, whole or not at all."""
+"""Files in an object store read like local ones, completely or not at all."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def read(url: str, **flags: str) -> pd.DataFrame:
 
 
 def upload(bucket: str, name: str, table: pd.DataFrame, folder: Path) -> str:
-    """Store a table, and return its URL."""
+    """Upload a table, and return its URL."""
     path = folder / Path(name).name
     WRITERS["".join(path.suffixes)](table, path)
     s3fs.S3FileSystem(skip_instance_cache=True).put_file(str(path), f"{bucket}/{name}")
@@ -47,13 +47,15 @@ def upload(bucket: str, name: str, table: pd.DataFrame, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
-def test_every_kind_of_file_reads_as_it_does_here(bucket: str, tmp_path: Path, suffix: str) -> None:
+def test_every_kind_of_file_reads_like_a_local_one(
+    bucket: str, tmp_path: Path, suffix: str
+) -> None:
     url = upload(bucket, f"deep/down/t{suffix}", TABLE, tmp_path)
-    here = files.find(str(tmp_path / f"t{suffix}"))
-    pd.testing.assert_frame_equal(read(url), read_table(here.table, *COLUMNS))
+    local = files.find(str(tmp_path / f"t{suffix}"))
+    pd.testing.assert_frame_equal(read(url), read_table(local.table, *COLUMNS))
 
 
-def test_a_folder_and_a_pattern_are_their_files_in_order(bucket: str, tmp_path: Path) -> None:
+def test_a_folder_and_a_pattern_read_their_files_in_order(bucket: str, tmp_path: Path) -> None:
     for i in (2, 1, 3):
         upload(bucket, f"clicks/part-{i}.csv", TABLE.assign(x=i), tmp_path)
     upload(bucket, "clicks/_hidden.csv", TABLE.assign(x=9), tmp_path)
@@ -68,7 +70,7 @@ def test_a_folder_may_hold_the_splits(bucket: str, tmp_path: Path) -> None:
     assert load_splits(data, *COLUMNS).test["x"].unique().tolist() == [2]
 
 
-def test_the_hash_tells_contents_apart(bucket: str, tmp_path: Path) -> None:
+def test_the_hash_depends_on_the_content_only(bucket: str, tmp_path: Path) -> None:
     urls = [
         upload(bucket, name, table, tmp_path)
         for name, table in (("a.csv", TABLE), ("b.csv", TABLE), ("c.csv", TABLE[:2]))
@@ -87,7 +89,9 @@ def test_the_hash_tells_contents_apart(bucket: str, tmp_path: Path) -> None:
         ("bad.csv", 'bad.csv: row 3, column x: expected a number, got "two"'),
     ],
 )
-def test_what_is_wrong_is_told(bucket: str, tmp_path: Path, path: str, message: str) -> None:
+def test_the_message_names_what_is_wrong(
+    bucket: str, tmp_path: Path, path: str, message: str
+) -> None:
     fs = s3fs.S3FileSystem(skip_instance_cache=True)
     fs.pipe_file(f"{bucket}/t.xlsx", b"?")
     fs.pipe_file(f"{bucket}/bad.csv", b"x,city\n1,a\ntwo,b\n")
@@ -97,13 +101,13 @@ def test_what_is_wrong_is_told(bucket: str, tmp_path: Path, path: str, message: 
     assert str(error.value).startswith("s3://")
 
 
-def test_a_store_that_does_not_answer_is_told(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_store_is_an_error(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(DataError, match=f"s3://{bucket}/t.csv: cannot be read: .*127.0.0.1:1"):
         read(f"s3://{bucket}/t.csv", oss_endpoint="http://127.0.0.1:1")
 
 
-def test_a_store_that_ceases_to_answer_is_told(
+def test_a_store_that_stops_answering_is_an_error(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
@@ -116,7 +120,7 @@ def test_a_store_that_ceases_to_answer_is_told(
 
 @pytest.fixture
 def between(s3_endpoint: str) -> Iterator[Proxy]:
-    """A proxy to the store."""
+    """Run a proxy in front of the store."""
     port = urlsplit(s3_endpoint).port
     assert port is not None
     with proxy(port) as running:
@@ -124,7 +128,7 @@ def between(s3_endpoint: str) -> Iterator[Proxy]:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_a_connection_that_drops_in_mid_read_is_resumed(
+def test_a_connection_that_drops_during_a_read_is_resumed(
     bucket: str, tmp_path: Path, between: Proxy, suffix: str
 ) -> None:
     numbers = np.random.default_rng(0).random(200_000)
@@ -146,7 +150,7 @@ def test_a_connection_that_keeps_dropping_is_an_error(
     assert between.broken > 1
 
 
-def test_oss_puts_the_bucket_into_the_host_and_takes_its_own_variables(
+def test_oss_puts_the_bucket_into_the_host_and_reads_its_own_variables(
     bucket: str, tmp_path: Path, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = upload(bucket, "t.csv", TABLE, tmp_path).replace("s3://", "oss://")
@@ -157,7 +161,7 @@ def test_oss_puts_the_bucket_into_the_host_and_takes_its_own_variables(
         asked.append(host)
         return resolve("127.0.0.1", *rest, **options)
 
-    monkeypatch.setattr(socket, "getaddrinfo", loopback)  # no DNS knows the store's name
+    monkeypatch.setattr(socket, "getaddrinfo", loopback)  # no DNS server knows the store
     for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     port = urlsplit(s3_endpoint).port

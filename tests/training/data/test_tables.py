@@ -1,4 +1,4 @@
-"""Files of every accepted kind read alike, and each kind of bad file is a message that helps."""
+"""Every accepted kind of file reads alike, and every kind of bad file gives a useful message."""
 
 import gzip
 import re
@@ -83,7 +83,7 @@ def test_an_id_is_the_same_token_however_it_is_stored(
     assert [None if pd.isna(token) else token for token in got] == tokens
 
 
-def test_large_ids_keep_their_digits_beside_a_missing_one(tmp_path: Path) -> None:
+def test_large_ids_keep_their_digits_next_to_a_missing_one(tmp_path: Path) -> None:
     ids = pd.array([2**53 + 1, None], dtype="Int64")
     path = write(pd.DataFrame({"id": ids}), tmp_path / "t.parquet")
     assert read_table(path, [], ["id"])["id"][0] == "9007199254740993"
@@ -148,14 +148,14 @@ def test_bad_parquet_is_refused_with_its_place(
 
 
 @pytest.mark.parametrize("name", ["t.csv.gz", "t.parquet", "t.csv"])
-def test_a_file_that_is_not_what_its_name_says_is_unreadable(tmp_path: Path, name: str) -> None:
+def test_a_file_of_another_format_than_its_suffix_is_unreadable(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(b"\x00\xff\xfe not a table")
     with pytest.raises(DataError, match="cannot be read"):
         read_table(path, ["age"])
 
 
-def test_a_cut_off_file_is_unreadable(tmp_path: Path) -> None:
+def test_a_truncated_file_is_unreadable(tmp_path: Path) -> None:
     path = tmp_path / "t.csv.gz"
     whole = gzip.compress(b"age\n" + b"1\n2\n" * 10_000)
     path.write_bytes(whole[: len(whole) // 2])
@@ -163,7 +163,7 @@ def test_a_cut_off_file_is_unreadable(tmp_path: Path) -> None:
         read_table(path, ["age"])
 
 
-def test_an_absent_file_and_an_unknown_ending_are_told_apart(tmp_path: Path) -> None:
+def test_a_missing_file_and_an_unknown_suffix_have_different_messages(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         read_table(tmp_path / "t.csv", ["age"])
     path = write_text(tmp_path / "t.xlsx", "age\n1\n")
@@ -212,13 +212,13 @@ def test_a_time_that_is_neither_number_nor_date_is_refused(tmp_path: Path) -> No
         (["2026-01-01", *[None] * 9], "an ISO 8601 date"),
     ],
 )
-def test_an_empty_time_is_told_as_such(tmp_path: Path, times: list[Any], expected: str) -> None:
+def test_an_empty_time_is_refused(tmp_path: Path, times: list[Any], expected: str) -> None:
     path = write(pd.DataFrame({"age": range(10), "time": times}), tmp_path / "t.csv")
     with pytest.raises(DataError, match=f"column time: expected {expected}, got an empty cell"):
         load_splits(path, ["age"], time_column="time")
 
 
-def test_rows_without_an_order_are_split_by_what_they_hold(
+def test_rows_without_an_order_are_split_by_their_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files.File, "ordered", False)
@@ -227,7 +227,7 @@ def test_rows_without_an_order_are_split_by_what_they_hold(
     for seed in (1, 2):
         path = tmp_path / f"{seed}.csv"
         shuffled = write(table.sample(frac=1, random_state=seed), path)
-        # The gate reads more columns than training did, in another order.
+        # The gate reads more columns than training, in another order.
         data = replace(files.find(str(shuffled)), extra_columns=["slice"])
         columns = (["age"], ["city"]) if seed == 1 else (["slice", "age"], ["city"])
         parts = splits.load_splits(data, *columns)
@@ -239,7 +239,7 @@ def test_rows_without_an_order_are_split_by_what_they_hold(
     assert other.test["age"].tolist() != tests[0]
 
 
-def test_histories_without_an_order_are_warned_of(
+def test_histories_without_an_order_give_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write(TABLE, tmp_path / "t.csv")
@@ -257,7 +257,7 @@ def test_a_file_too_short_to_cut_is_refused(tmp_path: Path) -> None:
         load_splits(path, ["age"])
 
 
-def test_a_folder_gives_its_three_files(tmp_path: Path) -> None:
+def test_a_folder_holds_a_file_for_each_split(tmp_path: Path) -> None:
     for i, name in enumerate(["train.csv", "valid.parquet", "test.csv.gz"]):
         write(pd.DataFrame({"age": [i, i]}), tmp_path / name)
     splits = load_splits(tmp_path, ["age"])
@@ -282,7 +282,7 @@ def splits_with(label: list[float], watch_time: list[float]) -> Splits:
     return Splits(good, good, pd.DataFrame({"label": label, "watch_time": watch_time}))
 
 
-def test_good_labels_pass() -> None:
+def test_good_labels_are_no_problem() -> None:
     assert label_problems(splits_with([0, 1], [3, 0]), ["label"], ["watch_time"]) == []
 
 
@@ -305,7 +305,7 @@ def test_labels_that_cannot_be_learned_are_refused(
     assert found == [f"test split, {message}"]
 
 
-def test_data_hash_changes_with_the_content_and_only_with_it(tmp_path: Path) -> None:
+def test_the_hash_changes_only_with_the_content(tmp_path: Path) -> None:
     first, copy = (write(TABLE, tmp_path / name) for name in ("a.csv", "b.csv"))
     other = write(TABLE[:2], tmp_path / "c.csv")
     assert data_sha256(first) == data_sha256(copy) != data_sha256(other)
@@ -320,14 +320,14 @@ def test_data_hash_changes_with_the_content_and_only_with_it(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("pattern", ["", "*.csv", "part-?.csv"])
-def test_files_that_follow_each_other_are_one_table(tmp_path: Path, pattern: str) -> None:
+def test_the_parts_of_a_folder_or_pattern_are_one_table(tmp_path: Path, pattern: str) -> None:
     for i in (2, 1):
         write(TABLE.assign(age=i), tmp_path / f"part-{i}.csv")
     write_text(tmp_path / "_SUCCESS", "")
     assert read_table(tmp_path / pattern, ["age"])["age"].tolist() == [1] * 3 + [2] * 3
 
 
-def test_a_cell_is_told_with_the_file_and_row_that_it_is_in(tmp_path: Path) -> None:
+def test_the_message_names_the_file_and_row_of_a_cell(tmp_path: Path) -> None:
     write(TABLE, tmp_path / "a.csv")
     write_text(tmp_path / "b.csv", "age,price\n1,2\nold,2\nolder,x\n")
     with pytest.raises(DataError) as error:
@@ -338,7 +338,7 @@ def test_a_cell_is_told_with_the_file_and_row_that_it_is_in(tmp_path: Path) -> N
     ]
 
 
-def test_everything_wrong_with_all_splits_is_told_at_once(tmp_path: Path) -> None:
+def test_one_message_lists_the_problems_of_all_splits(tmp_path: Path) -> None:
     write_text(tmp_path / "train.csv", "age,prize\n1,2\n")
     write_text(tmp_path / "valid.csv", "age,price\nold,2\n")
     write_text(tmp_path / "test.csv", "price\n1\n")
@@ -351,7 +351,7 @@ def test_everything_wrong_with_all_splits_is_told_at_once(tmp_path: Path) -> Non
     ]
 
 
-def test_wrong_labels_are_told_with_wrong_cells(tmp_path: Path) -> None:
+def test_one_message_lists_wrong_labels_and_wrong_cells(tmp_path: Path) -> None:
     table = pd.DataFrame({"age": ["old", *range(9)], "label": 1, "clicks": ["x", *range(9)]})
     path = write(table, tmp_path / "t.csv")
     with pytest.raises(DataError) as error:
@@ -371,7 +371,7 @@ def test_wrong_labels_are_told_with_wrong_cells(tmp_path: Path) -> None:
     ]
 
 
-def test_a_header_that_is_not_utf_8_is_told(tmp_path: Path) -> None:
+def test_a_header_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes("größe,age\n1,2\n".encode("latin-1"))
     with pytest.raises(DataError, match=re.escape(f"{path}: cannot be read: 'utf-8' codec")):
@@ -403,7 +403,7 @@ def test_a_decimal_is_the_same_token_as_the_number(tmp_path: Path) -> None:
     assert read_table(path, ["age"], ["id"])["id"].tolist() == ["26", "100.5"]
 
 
-def test_json_lines_may_mix_types_and_leave_cells_out(tmp_path: Path) -> None:
+def test_json_lines_may_mix_types_and_omit_cells(tmp_path: Path) -> None:
     lines = ['{"age": 1, "id": 7}', '{"age": "", "id": "x"}', '{"age": 0.5, "id": ""}\n']
     path = write_text(tmp_path / "t.jsonl", "\n".join(lines))
     read = read_table(path, ["age"], ["id"])

@@ -1,4 +1,4 @@
-"""What is doubtful about data is told before training, and only that."""
+"""Doubtful data gives a warning before training; good data gives none."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ Spoil = Callable[[pd.DataFrame], pd.DataFrame]
 
 
 def frame(n_rows: int = 4_000, seed: int = 1) -> pd.DataFrame:
-    """A training split, with a category."""
+    """Draw a training split with a category."""
     table = impressions(n_rows, seed)[0]
     rng = np.random.default_rng(seed)
     cities = rng.choice(["Berlin", "Tokyo", "Lima"], n_rows, p=[0.5, 0.3, 0.2])
     return table.astype(np.float32).assign(city=pd.Series(cities, dtype="str"))
 
 
-def told(now: pd.DataFrame, before: pd.DataFrame) -> list[str]:
-    """All warnings, a line each."""
+def warnings(now: pd.DataFrame, before: pd.DataFrame) -> list[str]:
+    """Return all warnings, a line each."""
     statistics = describe(now)
     found = [*findings(now, statistics, ["label"]), *changes(now, statistics, describe(before))]
     return [": ".join(finding) for finding in found]
 
 
-def test_another_sample_of_the_same_world_is_no_warning() -> None:
-    assert told(frame(seed=2), frame(seed=1)) == []
+def test_another_sample_of_the_same_data_gives_no_warning() -> None:
+    assert warnings(frame(seed=2), frame(seed=1)) == []
     few = frame(300, seed=2).assign(label=[0.0, 1.0] * 150)
-    assert told(few, frame(seed=1).drop(columns="label")) == []
+    assert warnings(few, frame(seed=1).drop(columns="label")) == []
 
 
 @pytest.mark.parametrize(
@@ -78,20 +78,20 @@ def test_another_sample_of_the_same_world_is_no_warning() -> None:
         ),
     ],
 )
-def test_each_doubt_is_told(spoil: Spoil, warning: str) -> None:
-    [line] = [line for line in told(spoil(frame()), frame(seed=2)) if re.match(warning, line)]
+def test_doubtful_data_gives_a_warning(spoil: Spoil, warning: str) -> None:
+    [line] = [line for line in warnings(spoil(frame()), frame(seed=2)) if re.match(warning, line)]
     assert line
 
 
-def test_the_stability_index_is_that_of_the_books() -> None:
+def test_the_stability_index_follows_its_definition() -> None:
     before, now = np.array([0.5, 0.5]), np.array([0.25, 0.75])
     assert stability_index(before, before) == 0
     expected = -0.25 * np.log(0.5) + 0.25 * np.log(1.5)
     assert stability_index(before, now) == pytest.approx(expected)
 
 
-def test_statistics_are_the_same_when_a_number_is_read_back_from_json(tmp_path: Path) -> None:
-    # 0.1 as float32 is not 0.1: at the bound of a bin that would move its rows.
+def test_statistics_survive_json(tmp_path: Path) -> None:
+    # 0.1 as float32 is not 0.1; as the bound of a bin, it would move rows to the next one.
     tenths = pd.DataFrame({"x": np.repeat(np.arange(1, 10) / 10, 100).astype(np.float32)})
     statistics = describe(tenths)
     assert json.loads(json.dumps(statistics.columns["x"].bounds)) == pytest.approx(
@@ -102,7 +102,7 @@ def test_statistics_are_the_same_when_a_number_is_read_back_from_json(tmp_path: 
 
 @pytest.fixture
 def fit(tmp_path: Path) -> Callable[..., int]:
-    """Trains trees on a table, and returns the exit status."""
+    """Train a few trees on a table, and return the exit status."""
 
     def run(table: pd.DataFrame, version: str, *flags: str) -> int:
         path = tmp_path / "table.parquet"
@@ -113,7 +113,7 @@ def fit(tmp_path: Path) -> Callable[..., int]:
     return run
 
 
-def test_data_is_compared_with_that_of_the_version_before(
+def test_data_is_compared_with_that_of_the_previous_version(
     fit: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fit(frame(), "v1") == 0
@@ -133,14 +133,14 @@ def test_strict_makes_a_warning_an_error(
 ) -> None:
     constant = frame().assign(user_age=30.0)
     assert fit(constant, "v1", "--strict") == 1
-    told = capsys.readouterr()
-    assert "user_age" in told.err
-    assert told.err.splitlines()[-1] == "error: --strict: 1 warning about the training data"
-    assert told.out == ""
+    printed = capsys.readouterr()
+    assert "user_age" in printed.err
+    assert printed.err.splitlines()[-1] == "error: --strict: 1 warning about the training data"
+    assert printed.out == ""
     assert not (tmp_path / "artifacts").exists()
 
 
-def test_artifacts_that_say_nothing_of_their_data_are_passed_over(
+def test_artifacts_without_statistics_are_skipped(
     fit: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fit(frame(), "v1") == 0

@@ -1,4 +1,4 @@
-"""Each metric against an answer that is known without it."""
+"""Each metric matches a value computed by hand."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ RNG = np.random.default_rng(0)
         ([0, 1, 1], [1, 1, 2], 0.75),
     ],
 )
-def test_auc_counts_ordered_pairs_and_half_of_the_ties(
+def test_auc_counts_ordered_pairs_and_half_the_ties(
     labels: list[int], scores: list[float], expected: float
 ) -> None:
     assert metrics.auc(np.array(labels), np.array(scores)) == pytest.approx(expected)
@@ -38,7 +38,7 @@ def test_normalized_entropy_is_one_for_the_base_rate() -> None:
     assert metrics.normalized_entropy(labels, np.array([0.9, 0.1, 0.1, 0.1])) < 0.3
 
 
-def test_gauc_weights_groups_by_rows_and_leaves_out_those_of_one_class() -> None:
+def test_gauc_weights_groups_by_rows_and_skips_those_of_one_class() -> None:
     groups = np.array(["a", "b", "a", "b", "b", "c", "c"])
     labels = np.array([1, 0, 0, 1, 0, 1, 1])
     scores = np.array([0.9, 0.2, 0.1, 0.2, 0.8, 0.5, 0.6])
@@ -57,7 +57,7 @@ def test_gauc_without_a_mixed_group_is_nan() -> None:
 
 
 @pytest.mark.parametrize(("shift", "expected"), [(0.0, 0.0), (0.1, 0.1), (-0.1, 0.1)])
-def test_ece_is_the_gap_of_predicted_and_actual_rate(shift: float, expected: float) -> None:
+def test_ece_is_the_gap_between_predicted_and_actual_rate(shift: float, expected: float) -> None:
     labels = np.tile([0, 0, 0, 1, 0, 1, 1, 1], 10)
     probs = np.tile(np.repeat([0.25, 0.75], 4), 10) + shift
     assert metrics.ece(labels, probs) == pytest.approx(expected)
@@ -83,7 +83,7 @@ def test_calibration_ratio_is_predicted_over_actual(probs: list[float], expected
     assert metrics.calibration_ratio(np.array([0, 1]), np.array(probs)) == pytest.approx(expected)
 
 
-def test_spearman_sees_order_only() -> None:
+def test_spearman_depends_on_order_only() -> None:
     values = np.array([1, 2, 3, 4])
     assert metrics.spearman(values, np.exp(values)) == pytest.approx(1)
     assert metrics.spearman(values, -values) == pytest.approx(-1)
@@ -105,7 +105,7 @@ def test_top_share_is_the_value_held_by_the_top_tenth(
     assert metrics.top_share(np.arange(20), scores) == pytest.approx(expected)
 
 
-def test_ranking_report_adds_gauc_only_when_there_are_groups() -> None:
+def test_ranking_report_has_gauc_only_with_groups() -> None:
     labels, probs = np.array([0, 1, 0, 1]), np.array([0.1, 0.9, 0.3, 0.2])
     report = metrics.ranking_report(labels, probs)
     assert report["auc"] == pytest.approx(0.75)
@@ -114,7 +114,7 @@ def test_ranking_report_adds_gauc_only_when_there_are_groups() -> None:
     assert report["gauc"] == pytest.approx(0.5)
 
 
-def test_curves_are_png_files_with_the_same_bytes_each_time(tmp_path: Path) -> None:
+def test_curves_have_the_same_bytes_in_every_run(tmp_path: Path) -> None:
     history = {"train": [0.5, 0.4], "valid": [0.5, 0.45]}
     probs = RNG.random(100)
     for run in ("first", "second"):
