@@ -22,12 +22,17 @@ from training.engine.fit import FitConfig, fit, predict
 from training.engine.worker import seed_everything
 from training.metrics.curves import save_curves
 from training.metrics.tables import metric_table
-from training.tasks.ranking import data as rankers
-from training.tasks.ranking.evaluation import RankerEvaluation
+from training.tasks.ranking.data import (
+    RankingConfig,
+    feature_meta,
+    golden_predictions,
+    load_ranking_data,
+)
+from training.tasks.ranking.evaluation import RankingEvaluation
 
 
 @dataclass(frozen=True)
-class Config(rankers.RankerConfig, FitConfig):
+class Config(RankingConfig, FitConfig):
     """Train DeepFM to predict clicks.
 
     Attributes:
@@ -43,9 +48,9 @@ class Config(rankers.RankerConfig, FitConfig):
     dropout: Dropout = 0.0
 
 
-def evaluation(config: Config, columns: Sequence[str] = ()) -> RankerEvaluation:
+def evaluation(config: Config, columns: Sequence[str] = ()) -> RankingEvaluation:
     """What the model is judged on, with further columns to slice by."""
-    return RankerEvaluation(rankers.load(config, [config.label], columns), config.seed)
+    return RankingEvaluation(load_ranking_data(config, [config.label], columns), config.seed)
 
 
 def train(config: Config) -> Path:
@@ -69,10 +74,10 @@ def train(config: Config) -> Path:
         config,
         arch_version=ARCH_VERSION,
         reports=reports,
-        golden=rankers.golden(data, lambda matrix: probabilities(matrix).tolist()),
+        golden=golden_predictions(data, lambda matrix: probabilities(matrix).tolist()),
         label_column=config.label,
         statistics=statistics,
-        **rankers.feature_meta(data),
+        **feature_meta(data),
     ) as folder:
         save_network(network, folder / WEIGHTS_FILE)
         save_curves(folder, history, labels, scores)

@@ -32,7 +32,14 @@ from training.golden import Golden
 from training.metrics.curves import save_curves
 from training.metrics.ranking import Array, ranking_report
 from training.metrics.tables import metric_table
-from training.tasks.search import data as searches
+from training.tasks.search.data import (
+    Inputs,
+    SearchConfig,
+    SearchData,
+    SearchPairs,
+    golden_queries,
+    load_search_data,
+)
 from training.tasks.search.evaluation import SearchEvaluation, calibration_pairs
 
 AT_ONCE = 8192  # vectors that are computed, or compared, in one call
@@ -40,7 +47,7 @@ NEVER = -1e4  # the logit of what is not compared
 
 
 @dataclass(frozen=True)
-class Config(searches.SearchConfig, FitConfig):
+class Config(SearchConfig, FitConfig):
     """Train DSSM to find the documents that are meant by a query.
 
     Attributes:
@@ -69,7 +76,7 @@ class Config(searches.SearchConfig, FitConfig):
 
 def evaluation(config: Config, _: Sequence[str] = ()) -> SearchEvaluation:
     """What the model is judged on."""
-    return SearchEvaluation(searches.load(config))
+    return SearchEvaluation(load_search_data(config))
 
 
 def train(config: Config) -> Path:
@@ -93,7 +100,7 @@ def train(config: Config) -> Path:
         reports["dssm"] |= ranking_report(labels, probabilities)
     Console().print(metric_table(reports, "DSSM on the test split"))
 
-    rows, inputs = searches.golden(data)
+    rows, inputs = golden_queries(data)
     weights, features = network_bytes(network), data.query_columns.to_json()
     doc_features = data.doc_columns.to_json()
     with run.writing_artifacts(
@@ -126,7 +133,7 @@ def train(config: Config) -> Path:
     return config.folder("dssm")
 
 
-def build(data: searches.SearchData, config: Config) -> FeatureDSSM | TextDSSM:
+def build(data: SearchData, config: Config) -> FeatureDSSM | TextDSSM:
     """A network that has the statistics of the training split."""
     queries, docs = data.train.queries, data.docs[torch.arange(data.n_known)]
     if isinstance(queries, TokenBags) and isinstance(docs, TokenBags):
@@ -148,7 +155,7 @@ def build(data: searches.SearchData, config: Config) -> FeatureDSSM | TextDSSM:
     return of_features
 
 
-def fit(network: DSSM, data: searches.SearchData, config: Config) -> dict[str, list[float]]:
+def fit(network: DSSM, data: SearchData, config: Config) -> dict[str, list[float]]:
     """Train a network in place; returns the loss after each epoch, by ``train`` and ``valid``.
 
     The loss of a query is listwise: against each document that was meant stand those of its list
@@ -159,7 +166,7 @@ def fit(network: DSSM, data: searches.SearchData, config: Config) -> dict[str, l
     popularity = torch.bincount(data.train.docs, minlength=len(data.docs)) + 1.0
     popularity /= popularity.sum()
 
-    def loss(split: searches.Searches, index: Tensor, n_docs: int) -> Tensor:
+    def loss(split: SearchPairs, index: Tensor, n_docs: int) -> Tensor:
         pairs, row = ragged(split.counts, index)  # [R]: of the split, and which of the batch
         found, labels = split.docs[pairs], split.labels[pairs]
         docs, column = _compared(found, n_docs, config.max_docs)
@@ -205,7 +212,7 @@ def _compared(found: Tensor, n_docs: int, max_docs: Count) -> tuple[Tensor, Tens
     return docs, at[: len(found)]
 
 
-def _hidden(tower: nn.Module, batch: searches.Inputs) -> searches.Inputs:
+def _hidden(tower: nn.Module, batch: Inputs) -> Inputs:
     """The batch, in training with some categories hidden; texts lose tokens inside the tower."""
     if isinstance(batch, Tensor) and isinstance(tower, Tower) and tower.training:
         return hide_some(batch, tower.inputs.categories)
@@ -228,7 +235,7 @@ def _contrast(logits: Tensor, row: Tensor, column: Tensor, others: Tensor) -> Te
     return softplus(rest[row] - logits[row, column]).sum() / max(1, len(row))
 
 
-def embed(tower: nn.Module, inputs: searches.Inputs) -> Tensor:
+def embed(tower: nn.Module, inputs: Inputs) -> Tensor:
     """Vectors of queries or documents, float32 [B, D]."""
     tower.eval()
     with torch.no_grad():
@@ -237,7 +244,7 @@ def embed(tower: nn.Module, inputs: searches.Inputs) -> Tensor:
         )
 
 
-def calibrate(network: DSSM, data: searches.SearchData, docs: Tensor) -> None:
+def calibrate(network: DSSM, data: SearchData, docs: Tensor) -> None:
     """Fit slope and intercept alone to the validation split (Platt, 1999)."""
     row, column, labels = calibration_pairs(data, data.valid)
     cosines = _cosines(embed(network.query, data.valid.queries), docs, row, column)

@@ -26,15 +26,21 @@ from training.evaluation import ALL, ArchiveOutput, Results, Rows
 from training.metrics.curves import save_curves
 from training.metrics.ranking import Array, calibration_ratio, ranking_report, spearman, top_share
 from training.metrics.tables import metric_table
-from training.tasks.ranking import data as rankers
-from training.tasks.ranking.evaluation import RankerEvaluation
+from training.tasks.ranking.data import (
+    RankingConfig,
+    RankingData,
+    feature_meta,
+    golden_predictions,
+    load_ranking_data,
+)
+from training.tasks.ranking.evaluation import RankingEvaluation
 
 TWEEDIE_POWER = 1.5  # between a Poisson's 1 and a gamma's 2: mostly zeros, then amounts
 DEFAULT_WEIGHTS = (1.0, 0.3, 0.2)
 
 
 @dataclass(frozen=True)
-class Config(rankers.RankerConfig, FitConfig):
+class Config(RankingConfig, FitConfig):
     """Train one network for clicks, watch time and sales.
 
     A target with only 0 and 1 is a binary task; any other is an amount of 0 or more.
@@ -71,7 +77,7 @@ class Config(rankers.RankerConfig, FitConfig):
         return self.task_weights
 
 
-class MMoEEvaluation(RankerEvaluation):
+class MMoEEvaluation(RankingEvaluation):
     """Results are the expectation of each task, [R, T].
 
     Args:
@@ -80,7 +86,7 @@ class MMoEEvaluation(RankerEvaluation):
         tasks: Their names.
     """
 
-    def __init__(self, data: rankers.Dataset, seed: int, tasks: Sequence[str]) -> None:
+    def __init__(self, data: RankingData, seed: int, tasks: Sequence[str]) -> None:
         super().__init__(data, seed)
         self.tasks = tasks
         self.means = [
@@ -152,7 +158,7 @@ def evaluation(config: Config, columns: Sequence[str] = ()) -> MMoEEvaluation:
         )
     if len(set(tasks)) < len(tasks):
         raise DataError(f"--tasks {config.tasks}: expected each name once")
-    return MMoEEvaluation(rankers.load(config, targets, columns), config.seed, tasks)
+    return MMoEEvaluation(load_ranking_data(config, targets, columns), config.seed, tasks)
 
 
 def train(config: Config) -> Path:
@@ -176,7 +182,7 @@ def train(config: Config) -> Path:
         config,
         arch_version=ARCH_VERSION,
         reports=reports,
-        golden=rankers.golden(
+        golden=golden_predictions(
             data,
             lambda matrix: [
                 dict(zip(tasks, row, strict=True)) for row in _expected(network, matrix).tolist()
@@ -188,7 +194,7 @@ def train(config: Config) -> Path:
             for name, target, mean in zip(tasks, targets, means, strict=True)
         ],
         statistics=statistics,
-        **rankers.feature_meta(data),
+        **feature_meta(data),
     ) as folder:
         save_network(network, folder / WEIGHTS_FILE)
         save_curves(folder, history, data.targets["test"][:, 0], scores[:, 0])
@@ -201,7 +207,7 @@ def _expected(network: MMoE, matrix: Matrix) -> Array:
 
 
 def _fit(
-    config: Config, data: rankers.Dataset, means: Sequence[float], tasks: Sequence[int]
+    config: Config, data: RankingData, means: Sequence[float], tasks: Sequence[int]
 ) -> tuple[MMoE, dict[str, list[float]]]:
     """Train one network for the tasks with these indices; a task alone has one expert."""
     seed_everything(config.seed)

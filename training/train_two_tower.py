@@ -27,16 +27,15 @@ from training.engine.worker import seed_everything
 from training.golden import Golden, golden_matrix
 from training.metrics.curves import save_loss
 from training.metrics.tables import metric_table
-from training.tasks.retrieval import data as choices
-from training.tasks.retrieval.data import Choices
-from training.tasks.retrieval.evaluation import ChoicesEvaluation
+from training.tasks.retrieval.data import RetrievalConfig, RetrievalData, load_retrieval_data
+from training.tasks.retrieval.evaluation import RetrievalEvaluation
 
-# Validation choices whose logits for the whole catalogue are in memory at once.
+# Validation choices whose logits for the whole catalog are in memory at once.
 VALID_ROWS = 256
 
 
 @dataclass(frozen=True)
-class Config(choices.ChoicesConfig, FitConfig):
+class Config(RetrievalConfig, FitConfig):
     """Train two towers to find the items that a user chooses.
 
     Attributes:
@@ -44,7 +43,7 @@ class Config(choices.ChoicesConfig, FitConfig):
         user_layers: Widths of the user tower's hidden layers.
         item_layers: Widths of the item tower's hidden layers.
         feature_dim: Width of the embedding of one input.
-        extra_negatives: Items drawn evenly from the catalogue for each batch, beside its own.
+        extra_negatives: Items drawn evenly from the catalog for each batch, beside its own.
         log_q: Take the log of how often an item is a candidate off its logit; without it popular
             items are pushed down for being drawn often.
         id_dropout: Share of item ids that training hides, so that the tower can do without for
@@ -65,9 +64,9 @@ class Config(choices.ChoicesConfig, FitConfig):
     patience: Count = 5
 
 
-def evaluation(config: Config, _: Sequence[str] = ()) -> ChoicesEvaluation:
+def evaluation(config: Config, _: Sequence[str] = ()) -> RetrievalEvaluation:
     """What the model is judged on."""
-    return ChoicesEvaluation(choices.load(config))
+    return RetrievalEvaluation(load_retrieval_data(config))
 
 
 def train(config: Config) -> Path:
@@ -123,26 +122,31 @@ def train(config: Config) -> Path:
     return config.folder("two_tower")
 
 
-def fit(network: TwoTower, data: Choices, config: Config) -> dict[str, list[float]]:
-    """Train by a softmax over the items of the batch, some of the catalogue, and a rejected one.
+def fit(network: TwoTower, data: RetrievalData, config: Config) -> dict[str, list[float]]:
+    """Train by a softmax over the items of the batch, some of the catalog, and a rejected one.
 
     Returns:
-        Loss after each epoch, by ``train`` and ``valid``; the latter over the whole catalogue.
+        Loss after each epoch, by ``train`` and ``valid``; the latter over the whole catalog.
     """
-    catalogue, n_known = torch.from_numpy(data.items), data.n_known
+    catalog, n_known = torch.from_numpy(data.items), data.n_known
     users, chosen = torch.from_numpy(data.train.users), torch.from_numpy(data.train.items)
     # The last place is for users who rejected nothing.
-    rejected = torch.cat([torch.from_numpy(data.rejected.items), torch.zeros(1, dtype=torch.int64)])
-    starts, counts = torch.from_numpy(data.rejected.starts), torch.from_numpy(data.rejected.counts)
+    rejected = torch.cat(
+        [torch.from_numpy(data.hard_negatives.items), torch.zeros(1, dtype=torch.int64)]
+    )
+    starts, counts = (
+        torch.from_numpy(data.hard_negatives.starts),
+        torch.from_numpy(data.hard_negatives.counts),
+    )
     network.user.inputs.fit(users)
-    network.item.inputs.fit(catalogue[:n_known])
+    network.item.inputs.fit(catalog[:n_known])
     id_columns = [
         i for i, f in enumerate(data.item_schema.column_features) if f.name == config.item_id
     ]
     frequency = torch.from_numpy(data.counts / data.counts.sum()).float()
 
     def embed_items(items: Tensor) -> Tensor:
-        batch = hide_some(catalogue[items], network.item.inputs.categories)
+        batch = hide_some(catalog[items], network.item.inputs.categories)
         vectors: Tensor = network.item(hide_some(batch, id_columns, config.id_dropout))
         return vectors
 
@@ -158,7 +162,7 @@ def fit(network: TwoTower, data: Choices, config: Config) -> dict[str, list[floa
         duplicate = candidates == own[:, None]
         duplicate[diagonal, diagonal] = False
         logits = logits.masked_fill(duplicate, -torch.inf)
-        # Only its own user's candidate, and no sample of the catalogue: nothing to correct.
+        # Only its own user's candidate, and no sample of the catalog: nothing to correct.
         hard = rejected[starts[index] + (torch.rand(len(index)) * counts[index]).long()]
         hard_logits = (user * embed_items(hard)).sum(1) / network.temperature  # [B]
         hard_logits = hard_logits.masked_fill((counts[index] == 0) | (hard == own), -torch.inf)
@@ -167,7 +171,7 @@ def fit(network: TwoTower, data: Choices, config: Config) -> dict[str, list[floa
     valid_users, valid_chosen = map(torch.from_numpy, (data.valid.users, data.valid.items))
 
     def validate() -> Tensor:
-        user, items = predict(network.user, valid_users), predict(network.item, catalogue)
+        user, items = predict(network.user, valid_users), predict(network.item, catalog)
         parts = zip(
             torch.split(user, VALID_ROWS), torch.split(valid_chosen, VALID_ROWS), strict=True
         )

@@ -23,8 +23,14 @@ from training.engine.launch import run_loop
 from training.engine.worker import Worker
 from training.metrics.curves import save_curves
 from training.metrics.tables import metric_table
-from training.tasks.ranking import data as rankers
-from training.tasks.ranking.evaluation import RankerEvaluation
+from training.tasks.ranking.data import (
+    RankingConfig,
+    Targets,
+    feature_meta,
+    golden_predictions,
+    load_ranking_data,
+)
+from training.tasks.ranking.evaluation import RankingEvaluation
 from training.tasks.ranking.target_encoding import fit_target_encodings
 
 # Sums over threads round differently for each number of them: a fixed one repeats on any machine.
@@ -36,7 +42,7 @@ MAX_LEAF_SHARE = 0.04
 
 
 @dataclass(frozen=True)
-class Config(rankers.RankerConfig):
+class Config(RankingConfig):
     """Train gradient-boosted trees to predict clicks.
 
     Attributes:
@@ -65,9 +71,9 @@ class Config(rankers.RankerConfig):
     normalize: bool = False
 
 
-def evaluation(config: Config, columns: Sequence[str] = ()) -> RankerEvaluation:
+def evaluation(config: Config, columns: Sequence[str] = ()) -> RankingEvaluation:
     """What the model is judged on, with further columns to slice by."""
-    return RankerEvaluation(rankers.load(config, [config.label], columns), config.seed)
+    return RankingEvaluation(load_ranking_data(config, [config.label], columns), config.seed)
 
 
 def train(config: Config) -> Path:
@@ -102,12 +108,12 @@ def train(config: Config) -> Path:
         config,
         arch_version=ARCH_VERSION,
         reports=reports,
-        golden=rankers.golden(data, lambda matrix: probabilities(matrix).tolist()),
+        golden=golden_predictions(data, lambda matrix: probabilities(matrix).tolist()),
         libraries=["xgboost"],
         label_column=config.label,
         normalized=config.normalize,
         statistics=statistics,
-        **rankers.feature_meta(data),
+        **feature_meta(data),
     ) as folder:
         booster.save_model(folder / BOOSTER_FILE)
         inputs.save(folder, data.schema)
@@ -115,7 +121,7 @@ def train(config: Config) -> Path:
     return config.folder("xgb")
 
 
-Rows = tuple[Matrix, rankers.Targets]
+Rows = tuple[Matrix, Targets]
 
 
 def _fit(config: Config, train: Rows, valid: Rows) -> tuple[xgb.Booster, History]:
@@ -188,7 +194,7 @@ def _boost(job: _Job, worker: Worker) -> tuple[xgb.Booster, History]:
 class _Batches(xgb.DataIter):
     """Hands a matrix to XGBoost a part at a time."""
 
-    def __init__(self, matrix: Matrix, labels: rankers.Targets, batch_size: int) -> None:
+    def __init__(self, matrix: Matrix, labels: Targets, batch_size: int) -> None:
         super().__init__()
         self._parts = [
             (matrix[start : start + batch_size], labels[start : start + batch_size])

@@ -8,7 +8,7 @@ import torch
 from handlers.models.deepfm import WEIGHTS_FILE, DeepFM
 from handlers.models.weights import load_network
 from handlers.schema import Matrix
-from tests.examples.rankers import ranker, with_ids
+from tests.examples.ranking import ranking_example, with_ids
 from training.engine import fit
 
 
@@ -19,7 +19,7 @@ def predict(folder: Path, matrix: Matrix) -> list[Any]:
     return probabilities
 
 
-DEFAULT = ranker(
+DEFAULT = ranking_example(
     "deepfm",
     *("--epochs", "4", "--batch-size", "256", "--lr", "5e-3"),
     predict=predict,

@@ -13,33 +13,32 @@ from handlers.models.weights import load_network
 from handlers.schema import VOCABULARIES_FILE, FeatureSchema
 from tests.examples import Example
 from training import artifacts
-from training.tasks.search import data as searches
+from training.tasks.search.data import WRAPPER, FeatureColumns, TextColumn
 from training.tasks.search.world import (
     QUERY_COLUMNS,
-    feature_searches,
-    generate_feature_searches,
-    generate_text_searches,
-    text_searches,
+    feature_pairs,
+    generate_feature_pairs,
+    generate_text_pairs,
+    text_pairs,
 )
 from training.train_dssm import embed
 
 CPU = torch.device("cpu")
-WRAPPER = searches.WRAPPER
 
 
 def write_features(folder: Path) -> None:
     """The default world, smaller."""
-    generate_feature_searches(folder, {"train": 1_500, "valid": 300, "test": 500})
+    generate_feature_pairs(folder, {"train": 1_500, "valid": 300, "test": 500})
 
 
 def write_texts(folder: Path) -> None:
     """The world of texts, smaller."""
-    generate_text_searches(folder, {"train": 3_000, "valid": 300, "test": 500})
+    generate_text_pairs(folder, {"train": 3_000, "valid": 300, "test": 500})
 
 
 def feature_rows() -> list[dict[str, Any]]:
     """Queries as callers send them, most wrapped, some with gaps and oddities."""
-    inputs, _ = feature_searches(20, seed=9)
+    inputs, _ = feature_pairs(20, seed=9)
     queries = json.loads(inputs[list(QUERY_COLUMNS)].drop_duplicates().to_json(orient="records"))
     rows: list[dict[str, Any]] = [{WRAPPER: query} for query in queries]
     rows[1] = queries[1]
@@ -53,7 +52,7 @@ def feature_rows() -> list[dict[str, Any]]:
 
 def text_rows() -> list[dict[str, Any]]:
     """Queries as callers send them, some wrapped, some odd."""
-    inputs, _ = text_searches(20, seed=9)
+    inputs, _ = text_pairs(20, seed=9)
     texts = inputs["query"].tolist()
     rows: list[dict[str, Any]] = [{WRAPPER: {"query": text}} for text in texts]
     rows[1] = {"query": texts[1]}
@@ -69,7 +68,7 @@ def embed_features(folder: Path, rows: list[dict[str, Any]]) -> list[Any]:
     vocabularies = json.loads((folder / VOCABULARIES_FILE).read_text())
     schema = FeatureSchema.from_json(artifacts.read_meta(folder)["features"], vocabularies)
     network = load_network(FeatureDSSM, folder / WEIGHTS_FILE, CPU)
-    queries = searches.FeatureColumns(schema).encode(_frame(rows))
+    queries = FeatureColumns(schema).encode(_frame(rows))
     vectors: list[Any] = embed(network.query, queries).tolist()
     return vectors
 
@@ -77,7 +76,7 @@ def embed_features(folder: Path, rows: list[dict[str, Any]]) -> list[Any]:
 def embed_texts(folder: Path, rows: list[dict[str, Any]]) -> list[Any]:
     """Query vectors."""
     network = load_network(TextDSSM, folder / WEIGHTS_FILE, CPU)
-    queries = searches.TextColumn("query").encode(_frame(rows).fillna("").astype(str))
+    queries = TextColumn("query").encode(_frame(rows).fillna("").astype(str))
     vectors: list[Any] = embed(network.query, queries).tolist()
     return vectors
 

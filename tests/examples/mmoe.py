@@ -8,7 +8,7 @@ import torch
 from handlers.models.mmoe import WEIGHTS_FILE, MMoE
 from handlers.models.weights import load_network
 from handlers.schema import Matrix
-from tests.examples.rankers import ranker
+from tests.examples.ranking import ranking_example
 from training.engine import fit
 
 TASKS = ("ctr", "watch_time", "gmv")
@@ -22,7 +22,7 @@ def predict(folder: Path, matrix: Matrix) -> list[Any]:
 
 
 EXAMPLES = [
-    ranker(
+    ranking_example(
         "mmoe",
         *("--epochs", "4", "--batch-size", "256", "--lr", "1e-2", "--no-single-task"),
         predict=predict,

@@ -17,9 +17,9 @@ from tests.examples import Example
 from training import artifacts
 from training.engine.fit import predict
 from training.golden import golden_matrix
-from training.tasks.retrieval.world import choices
+from training.tasks.retrieval.world import interactions
 
-CHOICES = {"train": 8_000, "valid": 1_000, "test": 2_000}
+POSITIVES = {"train": 8_000, "valid": 1_000, "test": 2_000}
 SEGMENTS = ("old", "new", "abroad")
 ID_ARGUMENTS = (
     *("--user-cols", "user.id,segment,years"),
@@ -30,11 +30,11 @@ ID_ARGUMENTS = (
 )
 
 
-def write_choices(folder: Path) -> None:
+def write_interactions(folder: Path) -> None:
     """The default world, smaller."""
     folder.mkdir()
-    for seed, (split, n) in enumerate(CHOICES.items()):
-        choices(n, seed).to_csv(folder / f"{split}.csv", index=False)
+    for seed, (split, n) in enumerate(POSITIVES.items()):
+        interactions(n, seed).to_csv(folder / f"{split}.csv", index=False)
 
 
 def write_ids(folder: Path) -> None:
@@ -43,7 +43,7 @@ def write_ids(folder: Path) -> None:
     Ten items hold .9 of what a user chooses, and popularity says nothing.
     """
     folder.mkdir()
-    for seed, (split, n) in enumerate(CHOICES.items()):
+    for seed, (split, n) in enumerate(POSITIVES.items()):
         _id_frame(n, seed).to_csv(folder / f"{split}.csv", index=False)
 
 
@@ -73,7 +73,7 @@ def _id_frame(n: int, seed: int) -> pd.DataFrame:
 def tower_rows(tower: str) -> list[dict[str, Any]]:
     """Rows of the default features as callers send them, some with gaps and oddities."""
     columns = {"user": ["user_age", "user_gender"], "item": ["item_ctr", "item_cvr", "item_price"]}
-    frame = choices(100, seed=9)[columns[tower]].drop_duplicates().head(24)
+    frame = interactions(100, seed=9)[columns[tower]].drop_duplicates().head(24)
     rows: list[dict[str, Any]] = json.loads(frame.to_json(orient="records"))
     first = columns[tower][0]
     rows[1][first] = None
@@ -110,7 +110,7 @@ def examples(model: str, tower: str) -> list[Example]:
         Example(
             model=model,
             version="v1",
-            write_data=write_choices,
+            write_data=write_interactions,
             arguments=["--epochs", "6", "--batch-size", "128"],
             rows=tower_rows(tower),
             offline=offline,

@@ -7,7 +7,7 @@ import xgboost as xgb
 
 from handlers.models.xgb import BOOSTER_FILE, TreeInputs
 from handlers.schema import Matrix
-from tests.examples.rankers import ranker, with_ids
+from tests.examples.ranking import ranking_example, with_ids
 
 
 def predict(folder: Path, matrix: Matrix) -> list[Any]:
@@ -19,7 +19,7 @@ def predict(folder: Path, matrix: Matrix) -> list[Any]:
     return probabilities
 
 
-DEFAULT = ranker(
+DEFAULT = ranking_example(
     "xgb",
     *("--epochs", "40", "--min-child-weight", "10"),
     predict=predict,

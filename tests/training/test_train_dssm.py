@@ -20,7 +20,7 @@ from tests.examples.dssm import FEATURES, TEXTS
 from training import artifacts
 from training.metrics import ranking as metrics
 from training.metrics.retrieval import expected_ranks, retrieval_report
-from training.tasks.search.world import QUERY_COLUMNS, feature_searches, text_searches
+from training.tasks.search.world import QUERY_COLUMNS, feature_pairs, text_pairs
 
 ArtifactFolder = Callable[[Example], Path]
 Fit = Callable[..., Path]
@@ -55,11 +55,11 @@ def exported(folder: Path) -> tuple[list[str], npt.NDArray[np.float32]]:
 
 
 def test_worlds_have_the_known_ceilings() -> None:
-    pairs, truth = feature_searches(5_000, seed=0)
+    pairs, truth = feature_pairs(5_000, seed=0)
     labels, probabilities = pairs["label"].to_numpy(), truth["label"].to_numpy()
     assert metrics.auc(labels, probabilities) == pytest.approx(0.949, abs=0.004)
     assert metrics.calibration_ratio(labels, probabilities) == pytest.approx(1, abs=0.01)
-    _, ranks = text_searches(4_000, seed=0)
+    _, ranks = text_pairs(4_000, seed=0)
     told = retrieval_report(ranks["rank"].to_numpy(), (10,))
     assert told["hr_at_10"] == pytest.approx(0.89, abs=0.015)
 
@@ -130,7 +130,7 @@ def any_known(handler: Any, word: str) -> bool:
 
 
 def test_same_data_and_seed_give_the_same_weights_vectors_and_space(fit: Fit) -> None:
-    table = text_searches(300, seed=1)[0]
+    table = text_pairs(300, seed=1)[0]
     first, again = fit(table, "--text"), fit(table, "--text", version="v2")
     other = fit(table, "--text", "--seed", "1", version="v3")
     for name in ("dssm_model.pt", "item_vectors.npy", "item_ids.json"):
@@ -140,13 +140,13 @@ def test_same_data_and_seed_give_the_same_weights_vectors_and_space(fit: Fit) ->
 
 
 def test_labelled_pairs_without_lists_are_learned_from(fit: Fit) -> None:
-    pairs = feature_searches(6_000, seed=1)[0].iloc[::10]  # each query comes once
+    pairs = feature_pairs(6_000, seed=1)[0].iloc[::10]  # each query comes once
     folder = fit(pairs, "--epochs", "6")
     assert report(folder)["auc"] > 0.85
 
 
 def test_features_without_labels_are_all_matches(fit: Fit) -> None:
-    pairs = feature_searches(500, seed=1)[0]
+    pairs = feature_pairs(500, seed=1)[0]
     matches = pairs[pairs["label"] == 1].drop(columns=["label", "doc_id"])
     folder = fit(matches, "--epochs", "4")
     # Of the hundreds of documents that match, a row names one; the oracle's HR@10 is about .025.
@@ -197,7 +197,7 @@ def test_data_that_cannot_be_trained_on_is_refused_with_its_reason(
     flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "pairs.csv"
-    feature_searches(20, seed=1)[0].to_csv(path, index=False)
+    feature_pairs(20, seed=1)[0].to_csv(path, index=False)
     places = ["--data-path", str(path), "--artifacts-dir", str(tmp_path / "artifacts")]
     assert train("dssm", *places, *flags) == 1
     assert message in capsys.readouterr().err

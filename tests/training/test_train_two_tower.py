@@ -16,10 +16,10 @@ from tests.examples import Example, load_handler, module, predict, train
 from training import artifacts
 from training.artifacts import IDS_FILE, VECTORS_FILE
 from training.tasks.retrieval.world import (
-    catalogue,
-    choice_probabilities,
-    choices,
-    generate_choices,
+    catalog,
+    generate_interactions,
+    interactions,
+    item_probabilities,
     truth_path,
     users,
 )
@@ -28,7 +28,7 @@ from training.tasks.retrieval.world import (
 @pytest.fixture
 def data() -> pd.DataFrame:
     """A small table of the default world."""
-    return choices(1_500, seed=5)
+    return interactions(1_500, seed=5)
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_exported_vectors_are_what_item_tower_serves(
     vectors = np.load(folder / VECTORS_FILE, allow_pickle=False)
     ids = json.loads((folder / IDS_FILE).read_text())
     assert vectors.shape == (len(ids), 64)
-    rows = catalogue().set_index("item_id").loc[ids].to_dict("records")
+    rows = catalog().set_index("item_id").loc[ids].to_dict("records")
     served = predict(load_handler("item_tower", folder), rows)
     assert served == pytest.approx(vectors, abs=1e-6)
     assert np.linalg.norm(served, axis=1) == pytest.approx(1, abs=1e-5)
@@ -100,14 +100,14 @@ def test_user_vector_finds_the_items_that_the_user_likes(
     vectors = np.array(predict(load_handler("user_tower", folder), people.to_dict("records")))
     scores = vectors @ np.load(folder / VECTORS_FILE).T
     found = np.argsort(-scores, axis=1)[:, :10]
-    order = catalogue().reset_index().set_index("item_id").loc[ids, "index"].to_numpy()
-    chosen, _ = choice_probabilities()
+    order = catalog().reset_index().set_index("item_id").loc[ids, "index"].to_numpy()
+    chosen, _ = item_probabilities()
     recall = np.take_along_axis(chosen[:, order], found, axis=1).sum(axis=1)
     ceiling = np.sort(chosen, axis=1)[:, -10:].sum(axis=1)
     assert recall.mean() > 0.8 * ceiling.mean()
 
 
-def test_towers_share_a_space_and_leave_the_catalogue_to_the_index(
+def test_towers_share_a_space_and_leave_the_catalog_to_the_index(
     archive_file: Callable[[Example], Path], example_of: Callable[[str], Example]
 ) -> None:
     spaces = set()
@@ -119,7 +119,7 @@ def test_towers_share_a_space_and_leave_the_catalogue_to_the_index(
 
 
 def test_log_q_keeps_popular_items_up(fit: Callable[..., Path]) -> None:
-    table = choices(8_000, seed=6)
+    table = interactions(8_000, seed=6)
     flags = ("--epochs", "5", "--batch-size", "128")
     found = {}
     for version in ("log-q", "no-log-q"):
@@ -189,7 +189,7 @@ def test_bad_data_is_told_before_training_starts(
 
 def test_default_world_has_the_ceiling_that_it_promises(tmp_path: Path) -> None:
     path = tmp_path / "data" / "two_tower_data.csv"
-    generate_choices(path, n=20_000)
+    generate_interactions(path, n=20_000)
     table = pd.read_csv(path)
     assert {path, truth_path(path)} == set(path.parent.iterdir())
     truth = pd.read_parquet(truth_path(path))

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class RankerConfig(RunConfig):
+class RankingConfig(RunConfig):
     """Where a ranking model's data comes from.
 
     Attributes:
@@ -53,7 +53,7 @@ class RankerConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class Dataset:
+class RankingData:
     """A ranking data set, encoded.
 
     Attributes:
@@ -88,7 +88,9 @@ class Dataset:
         return torch.from_numpy(getattr(self, split)), torch.from_numpy(self.targets[split])
 
 
-def load(config: RankerConfig, targets: Sequence[str], columns: Sequence[str] = ()) -> Dataset:
+def load_ranking_data(
+    config: RankingConfig, targets: Sequence[str], columns: Sequence[str] = ()
+) -> RankingData:
     """Read, check, split and encode the data.
 
     Args:
@@ -133,7 +135,7 @@ def load(config: RankerConfig, targets: Sequence[str], columns: Sequence[str] = 
             f"--group {config.group}: expected a column of the data, got a product of features"
         )
     schema = fit_schema(splits.train, features, categorical)
-    return Dataset(
+    return RankingData(
         schema=schema,
         train=to_matrix(schema, splits.train),
         valid=to_matrix(schema, splits.valid),
@@ -155,7 +157,7 @@ def _oracle(folder: Path, targets: Sequence[str]) -> Targets:
     return truth[list(targets)].to_numpy(np.float32)
 
 
-def feature_meta(data: Dataset) -> dict[str, Any]:
+def feature_meta(data: RankingData) -> dict[str, Any]:
     """What the meta file of a ranking model says of its data."""
     return {
         "feature_columns": list(data.schema.names),
@@ -166,7 +168,7 @@ def feature_meta(data: Dataset) -> dict[str, Any]:
     }
 
 
-def golden(data: Dataset, predict: Callable[[Matrix], Sequence[Any]]) -> Golden:
+def golden_predictions(data: RankingData, predict: Callable[[Matrix], Sequence[Any]]) -> Golden:
     """The golden rows with the training code's own predictions.
 
     Args:

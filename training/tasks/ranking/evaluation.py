@@ -15,11 +15,11 @@ from handlers.models.xgb import TreeInputs
 from training.evaluation import ALL, ArchiveOutput, Evaluation, Results, Rows
 from training.golden import request_rows
 from training.metrics.ranking import ranking_report
-from training.tasks.ranking.data import Dataset
+from training.tasks.ranking.data import RankingData
 from training.tasks.ranking.target_encoding import fit_target_encodings
 
 
-class RankerEvaluation(Evaluation):
+class RankingEvaluation(Evaluation):
     """Results are click probabilities, [R], one for each row.
 
     Args:
@@ -33,7 +33,7 @@ class RankerEvaluation(Evaluation):
     max_ratio: Mapping[str, float] = {"logloss": 1.01}
     floor = "linear"
 
-    def __init__(self, data: Dataset, seed: int) -> None:
+    def __init__(self, data: RankingData, seed: int) -> None:
         self.data, self.seed = data, seed
         self.frame, self.groups, self.data_sha256 = data.test_frame, data.groups, data.sha256
         self.train_frame = data.train_frame

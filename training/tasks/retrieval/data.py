@@ -1,6 +1,6 @@
-"""Who chose what from a catalogue: the data of the two-tower model, its baselines, its report.
+"""Who chose what from a catalog: the data of the two-tower model, its baselines, its report.
 
-Shapes: B choices, N items of the catalogue, C matrix columns.
+Shapes: B choices, N items of the catalog, C matrix columns.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from training.data.splits import Splits, label_problems, load_splits
 from training.golden import golden_rows
 from training.metrics.retrieval import Indices, Scores
 from training.run import RunConfig, split_names
-from training.tasks.retrieval.world import generate_choices, truth_path
+from training.tasks.retrieval.world import generate_interactions, truth_path
 
 DEFAULT_DATA = Path("data/two_tower_data.csv")
 DEFAULT_ITEM_ID = "item_id"
@@ -33,13 +33,13 @@ DEFAULT_ITEM_ID = "item_id"
 TRUTH_COLUMNS = ["user_age", "user_gender"]
 
 # Scores of all items for some rows of the test split, [rows, N].
-Scorer = Callable[[slice], Scores]
+ScoreItems = Callable[[slice], Scores]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ChoicesConfig(RunConfig):
+class RetrievalConfig(RunConfig):
     """Where the data comes from.
 
     Attributes:
@@ -72,12 +72,12 @@ class ChoicesConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Positives:
     """The choices of a split.
 
     Attributes:
         users: Matrix of the user tower, float32 [B, C].
-        items: What was chosen, as a row of :attr:`Choices.items`, int64 [B].
+        items: What was chosen, as a row of :attr:`RetrievalData.items`, int64 [B].
     """
 
     users: Matrix
@@ -85,13 +85,13 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Rejected:
+class HardNegatives:
     """What the users of the training split were shown and did not choose.
 
     A user is who the user's columns tell apart.
 
     Attributes:
-        items: Rows of :attr:`Choices.items`, all of one user together, int64.
+        items: Rows of :attr:`RetrievalData.items`, all of one user together, int64.
         starts: Where the items of a choice's user begin, int64 [B].
         counts: How many they are, int64 [B]; may be 0.
     """
@@ -102,7 +102,7 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class Choices:
+class RetrievalData:
     """A data set of choices, encoded.
 
     Attributes:
@@ -112,9 +112,9 @@ class Choices:
         items: Matrix of the item tower, float32 [N, C].
         counts: How often an item was chosen in the training split, int64 [N].
         n_known: How many items the training split has.
-        train: Choices to fit.
-        valid: Choices to select by.
-        test: Choices to report.
+        train: Positives to fit.
+        valid: Positives to select by.
+        test: Positives to report.
         rejected: Of the training split.
         train_frame: The training split before it was encoded.
         test_frame: The users of the test split's choices before they were encoded, B rows.
@@ -131,20 +131,20 @@ class Choices:
     items: Matrix
     counts: Indices
     n_known: int
-    train: Chosen
-    valid: Chosen
-    test: Chosen
-    rejected: Rejected
+    train: Positives
+    valid: Positives
+    test: Positives
+    hard_negatives: HardNegatives
     train_frame: pd.DataFrame
     test_frame: pd.DataFrame
     item_frame: pd.DataFrame
-    oracle: Scorer | None
+    oracle: ScoreItems | None
     golden_users: list[dict[str, Any]]
     golden_items: list[dict[str, Any]]
     sha256: str
 
 
-def load(config: ChoicesConfig) -> Choices:
+def load_retrieval_data(config: RetrievalConfig) -> RetrievalData:
     """Read, check, split and encode the data.
 
     Raises:
@@ -153,7 +153,7 @@ def load(config: ChoicesConfig) -> Choices:
     if config.uses_default_data:
         if not DEFAULT_DATA.exists():
             logger.info("no --data-path: generating a synthetic world in %s", DEFAULT_DATA)
-        generate_choices(DEFAULT_DATA)
+        generate_interactions(DEFAULT_DATA)
     data = config.data(DEFAULT_DATA)
     user_cols, item_cols = split_names(config.user_cols), split_names(config.item_cols)
     id_col = config.item_id
@@ -169,14 +169,14 @@ def load(config: ChoicesConfig) -> Choices:
     row_of = _latest_rows(items, split_of == "train")
     was_chosen = (every[config.label] == 1).to_numpy()
 
-    def chosen(split: str) -> Chosen:
+    def chosen(split: str) -> Positives:
         rows = was_chosen & (split_of == split)
-        return Chosen(to_matrix(user_schema, every[rows]), items[rows])
+        return Positives(to_matrix(user_schema, every[rows]), items[rows])
 
     train, test_rows = chosen("train"), every[was_chosen & (split_of == "test")]
     names = every[id_col].iloc[row_of] if id_col in every else range(len(row_of))
     item_ids = [str(name) for name in names]
-    return Choices(
+    return RetrievalData(
         user_schema=user_schema,
         item_schema=item_schema,
         item_ids=item_ids,
@@ -186,7 +186,9 @@ def load(config: ChoicesConfig) -> Choices:
         train=train,
         valid=chosen("valid"),
         test=chosen("test"),
-        rejected=_rejected(_codes(every, user_cols), items, was_chosen, split_of == "train"),
+        hard_negatives=_hard_negatives(
+            _codes(every, user_cols), items, was_chosen, split_of == "train"
+        ),
         train_frame=splits.train,
         test_frame=test_rows[user_cols],
         item_frame=every.iloc[row_of][item_cols],
@@ -198,7 +200,7 @@ def load(config: ChoicesConfig) -> Choices:
 
 
 def _read(
-    data: DataSet, config: ChoicesConfig, user_cols: list[str], item_cols: list[str]
+    data: DataSet, config: RetrievalConfig, user_cols: list[str], item_cols: list[str]
 ) -> Splits:
     both, categorical = [*user_cols, *item_cols], split_names(config.categorical)
     id_col = config.item_id
@@ -252,20 +254,20 @@ def _latest_rows(items: Indices, in_train: npt.NDArray[np.bool_]) -> Indices:
     return latest
 
 
-def _rejected(
+def _hard_negatives(
     users: Indices,
     items: Indices,
     was_chosen: npt.NDArray[np.bool_],
     in_train: npt.NDArray[np.bool_],
-) -> Rejected:
+) -> HardNegatives:
     rejected, chosen = np.flatnonzero(in_train & ~was_chosen), in_train & was_chosen
     counts = np.bincount(users[rejected], minlength=users.max() + 1)
     starts = counts.cumsum() - counts
     order = np.argsort(users[rejected], kind="stable")
-    return Rejected(items[rejected[order]], starts[users[chosen]], counts[users[chosen]])
+    return HardNegatives(items[rejected[order]], starts[users[chosen]], counts[users[chosen]])
 
 
-def _oracle(test: pd.DataFrame, item_ids: Sequence[str]) -> Scorer | None:
+def _oracle(test: pd.DataFrame, item_ids: Sequence[str]) -> ScoreItems | None:
     path = truth_path(DEFAULT_DATA)
     if not path.exists() or not {*TRUTH_COLUMNS, DEFAULT_ITEM_ID} <= set(test):
         return None

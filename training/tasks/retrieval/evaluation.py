@@ -10,12 +10,12 @@ import numpy as np
 from training.evaluation import ALL, HIT_RATE_RATIO, ArchiveOutput, Evaluation, Results, Rows
 from training.golden import request_rows
 from training.metrics.retrieval import Ranks, expected_ranks, retrieval_report
-from training.tasks.retrieval.data import Choices, Scorer
+from training.tasks.retrieval.data import RetrievalData, ScoreItems
 
 _CHUNK_ROWS = 256
 
 
-class ChoicesEvaluation(Evaluation):
+class RetrievalEvaluation(Evaluation):
     """Results are the ranks of the chosen items among all, [R], one for each choice."""
 
     primary = "hr_at_10"
@@ -24,7 +24,7 @@ class ChoicesEvaluation(Evaluation):
     # Every archive of a run carries both towers.
     handler_config: ClassVar[Mapping[str, str]] = {"tower": "user"}
 
-    def __init__(self, data: Choices) -> None:
+    def __init__(self, data: RetrievalData) -> None:
         self.data = data
         self.frame, self.data_sha256 = data.test_frame, data.sha256
         self.train_frame = data.train_frame
@@ -43,11 +43,11 @@ class ChoicesEvaluation(Evaluation):
         users = np.array(output.predictions, dtype=np.float32)
         return self.rank(lambda rows: users[rows] @ output.item_vectors.T)
 
-    def rank(self, scorer: Scorer) -> Ranks:
+    def rank(self, score: ScoreItems) -> Ranks:
         """Ranks of the chosen items by the scores of all."""
         targets = self.data.test.items
         parts = [slice(i, i + _CHUNK_ROWS) for i in range(0, len(targets), _CHUNK_ROWS)]
-        return np.concatenate([expected_ranks(scorer(part), targets[part]) for part in parts])
+        return np.concatenate([expected_ranks(score(part), targets[part]) for part in parts])
 
     def baselines(self) -> dict[str, Results]:
         """Popularity and, on the default data, the truth."""

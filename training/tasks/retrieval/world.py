@@ -1,4 +1,4 @@
-"""The default data of the two-tower model: choices from a catalogue, with a known ceiling."""
+"""The default data of the two-tower model: choices from a catalog, with a known ceiling."""
 
 import os
 import tempfile
@@ -12,12 +12,12 @@ from scipy.special import logit
 
 N_ITEMS = 1_000
 # 30,000 of them are left for training when one file is cut 80/10/10.
-N_CHOICES = 37_500
+N_POSITIVES = 37_500
 
-# Of the catalogues that seeds give, one whose ceiling is about the one in docs (R@10 .38, by
+# Of the catalogs that seeds give, one whose ceiling is about the one in docs (R@10 .38, by
 # popularity .23); others range from .34 to .49.
 _ITEM_SEED = 25
-_CHOICE_SEED = 1
+_INTERACTION_SEED = 1
 
 _AGES = np.arange(18, 66)
 _GENDERS = np.arange(3)
@@ -26,7 +26,7 @@ _GENDER_SHARES = (0.1, 0.45, 0.45)
 Array = npt.NDArray[Any]
 
 
-def catalogue() -> pd.DataFrame:
+def catalog() -> pd.DataFrame:
     """The items, the most popular first."""
     rng = np.random.default_rng(_ITEM_SEED)
     return pd.DataFrame(
@@ -45,14 +45,14 @@ def users() -> pd.DataFrame:
     return pd.DataFrame({"user_age": ages.ravel(), "user_gender": genders.ravel()})
 
 
-def choice_probabilities() -> tuple[Array, Array]:
+def item_probabilities() -> tuple[Array, Array]:
     """How users choose.
 
     Returns:
-        The probability that a user of :func:`users` chooses an item of :func:`catalogue`, float64
+        The probability that a user of :func:`users` chooses an item of :func:`catalog`, float64
         [users, items], rows sum to 1; and how much the user likes it, whatever its popularity.
     """
-    items, people = catalogue(), users()
+    items, people = catalog(), users()
     price = _standardized(np.log(items["item_price"]))
     cvr = _standardized(np.log(items["item_cvr"]))
     ctr = _standardized(logit(items["item_ctr"]))
@@ -67,14 +67,14 @@ def choice_probabilities() -> tuple[Array, Array]:
     return chosen / chosen.sum(axis=1, keepdims=True), liking
 
 
-def choices(n: int, seed: int) -> pd.DataFrame:
+def interactions(n: int, seed: int) -> pd.DataFrame:
     """Draw users who see items, take one (label 1) and pass over another (label 0).
 
-    Items are shown by popularity and taken by liking, which gives :func:`choice_probabilities`.
+    Items are shown by popularity and taken by liking, which gives :func:`item_probabilities`.
     """
     rng = np.random.default_rng(seed)
-    items, people = catalogue(), users()
-    chosen, liking = choice_probabilities()
+    items, people = catalog(), users()
+    chosen, liking = item_probabilities()
     passed = _popularity() * (1 - np.exp(liking - liking.max()))
     ages = rng.normal(34, 11, n).clip(_AGES[0], _AGES[-1]).round().astype(np.int64)
     genders = rng.choice(_GENDERS, n, p=_GENDER_SHARES)
@@ -85,7 +85,7 @@ def choices(n: int, seed: int) -> pd.DataFrame:
     return rows.join(shown).assign(label=np.tile([1, 0], n))
 
 
-def generate_choices(path: Path, n: int = N_CHOICES) -> None:
+def generate_interactions(path: Path, n: int = N_POSITIVES) -> None:
     """Write choices to a CSV, unless it is there, and the truth to ``*_truth.parquet`` beside it.
 
     The truth is the probability of each item for each user. The CSV appears last and whole.
@@ -97,12 +97,12 @@ def generate_choices(path: Path, n: int = N_CHOICES) -> None:
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    probabilities, _ = choice_probabilities()
-    truth = users().merge(catalogue()[["item_id"]], how="cross")
+    probabilities, _ = item_probabilities()
+    truth = users().merge(catalog()[["item_id"]], how="cross")
     truth["probability"] = probabilities.ravel()
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".generating-") as scratch:
         rows = Path(scratch) / path.name
-        choices(n, _CHOICE_SEED).to_csv(rows, index=False)
+        interactions(n, _INTERACTION_SEED).to_csv(rows, index=False)
         truth.to_parquet(Path(scratch) / truth_path(path).name, index=False)
         os.replace(Path(scratch) / truth_path(path).name, truth_path(path))
         os.replace(rows, path)

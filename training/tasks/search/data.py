@@ -27,7 +27,12 @@ from training.data.splits import label_problems, load_splits
 from training.golden import golden_rows
 from training.metrics.retrieval import Indices
 from training.run import RunConfig, split_names
-from training.tasks.search import world as worlds_search
+from training.tasks.search.world import (
+    DOC_COLUMNS,
+    QUERY_COLUMNS,
+    generate_feature_pairs,
+    generate_text_pairs,
+)
 
 DEFAULT_DATA = Path("data/searches")
 DEFAULT_TEXT_DATA = Path("data/text_searches")
@@ -111,7 +116,7 @@ class TextColumn:
 
 
 @dataclass(frozen=True)
-class Searches:
+class SearchPairs:
     """The pairs of one split, all of a query together.
 
     Attributes:
@@ -157,9 +162,9 @@ class SearchData:
     query_columns: FeatureColumns | TextColumn
     doc_columns: FeatureColumns | TextColumn
     train_frame: pd.DataFrame
-    train: Searches
-    valid: Searches
-    test: Searches
+    train: SearchPairs
+    valid: SearchPairs
+    test: SearchPairs
     doc_frame: pd.DataFrame
     docs: Inputs
     n_known: int
@@ -175,7 +180,7 @@ class SearchData:
         return schemas[0].vocabularies() | schemas[1].vocabularies()
 
 
-def load(config: SearchConfig) -> SearchData:
+def load_search_data(config: SearchConfig) -> SearchData:
     """Read, check, split and encode the data.
 
     Raises:
@@ -225,7 +230,7 @@ def load(config: SearchConfig) -> SearchData:
     doc_frame = every.loc[first, doc_cols].reset_index(drop=True)
     ends = np.cumsum([len(splits.train), len(splits.valid)])
     train, valid, test = (
-        _searches(frame, query_cols, query_columns, of_rows, config.label)
+        _pairs(frame, query_cols, query_columns, of_rows, config.label)
         for frame, of_rows in zip(splits, np.split(docs, ends), strict=True)
     )
     return SearchData(
@@ -249,9 +254,9 @@ def _generate(path: Path, text: bool) -> None:
     if not path.exists():
         logger.info("no --data-path: generating a synthetic world in %s", path)
     if text:
-        worlds_search.generate_text_searches(path)
+        generate_text_pairs(path)
     else:
-        worlds_search.generate_feature_searches(path)
+        generate_feature_pairs(path)
 
 
 def _truth(folder: Path) -> npt.NDArray[np.float64]:
@@ -263,8 +268,8 @@ def _columns(config: SearchConfig) -> tuple[list[str], list[str]]:
         query_cols = split_names(config.query_cols) or ["query"]
         doc_cols = split_names(config.doc_cols) or ["doc"]
     else:
-        query_cols = split_names(config.query_cols) or list(worlds_search.QUERY_COLUMNS)
-        doc_cols = split_names(config.doc_cols) or list(worlds_search.DOC_COLUMNS)
+        query_cols = split_names(config.query_cols) or list(QUERY_COLUMNS)
+        doc_cols = split_names(config.doc_cols) or list(DOC_COLUMNS)
     for flag, columns in (("--query-cols", query_cols), ("--doc-cols", doc_cols)):
         if config.text and len(columns) > 1:
             raise DataError(f"{flag}: expected one column with --text, got {', '.join(columns)}")
@@ -282,19 +287,19 @@ def _distinct(frame: pd.DataFrame) -> tuple[Indices, Indices]:
     return numbers, first
 
 
-def _searches(
+def _pairs(
     frame: pd.DataFrame,
     query_cols: Sequence[str],
     columns: FeatureColumns | TextColumn,
     docs: Indices,
     label: str,
-) -> Searches:
+) -> SearchPairs:
     queries = frame[list(query_cols)].reset_index(drop=True)
     numbers, first = _distinct(queries)
     order = np.argsort(numbers, kind="stable")
     labels = frame[label].to_numpy() if label in frame else np.ones(len(frame))
     distinct = queries.loc[first].reset_index(drop=True)
-    return Searches(
+    return SearchPairs(
         frame=distinct,
         queries=columns.encode(distinct),
         counts=torch.from_numpy(np.bincount(numbers)),
@@ -316,11 +321,8 @@ def _doc_rows(
     return {name: row for row, name in enumerate(texts)}
 
 
-def golden(data: SearchData) -> tuple[list[dict[str, Any]], Inputs]:
+def golden_queries(data: SearchData) -> tuple[list[dict[str, Any]], Inputs]:
     """Raw request rows, most of them with the wrapper, and the same encoded as training does."""
     rows = golden_rows(data.query_columns.schema, data.test.frame)
     inputs = data.query_columns.encode(pd.DataFrame(rows))
     return [row if i % 4 == 2 else {WRAPPER: row} for i, row in enumerate(rows)], inputs
-
-
-# The report

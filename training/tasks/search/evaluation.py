@@ -17,7 +17,7 @@ from training.evaluation import ALL, HIT_RATE_RATIO, ArchiveOutput, Evaluation, 
 from training.golden import request_rows
 from training.metrics.ranking import ranking_report
 from training.metrics.retrieval import Indices, Scores, expected_ranks, retrieval_report
-from training.tasks.search.data import SearchData, Searches
+from training.tasks.search.data import SearchData, SearchPairs
 
 TOP_K = (1, 10)
 
@@ -33,7 +33,7 @@ _CALIBRATION_PAIRS = 200_000
 Vectors: TypeAlias = Any
 
 
-def calibration_pairs(data: SearchData, split: Searches) -> tuple[Tensor, Tensor, Tensor]:
+def calibration_pairs(data: SearchData, split: SearchPairs) -> tuple[Tensor, Tensor, Tensor]:
     """Pairs that a probability is fitted to, or judged by.
 
     Returns:

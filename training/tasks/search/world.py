@@ -34,7 +34,7 @@ _SEEDS = {"train": 1, "valid": 2, "test": 3}
 Array = npt.NDArray[Any]
 
 
-def feature_searches(n: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def feature_pairs(n: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Draw queries and documents that are columns of numbers: was the document what was meant?
 
     Whether it was is decided by the angle between a linear image of the query and one of the
@@ -69,7 +69,7 @@ def feature_searches(n: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     return inputs, pd.DataFrame({"label": probability})
 
 
-def text_searches(n: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def text_pairs(n: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Draw queries and documents that are texts: what was written to find which document?
 
     A document is a mixture of topics. Those who search it write about the same topics, but prefer
@@ -112,14 +112,14 @@ def text_searches(n: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     return inputs, pd.DataFrame({"rank": ranks})
 
 
-def generate_feature_searches(folder: Path, queries: Mapping[str, int] = QUERIES) -> None:
+def generate_feature_pairs(folder: Path, queries: Mapping[str, int] = QUERIES) -> None:
     """Write ``{split}.csv`` and ``{split}_truth.parquet``, unless the folder is there."""
-    _generate(folder, queries, feature_searches)
+    _generate(folder, queries, feature_pairs)
 
 
-def generate_text_searches(folder: Path, queries: Mapping[str, int] = TEXT_QUERIES) -> None:
+def generate_text_pairs(folder: Path, queries: Mapping[str, int] = TEXT_QUERIES) -> None:
     """Write ``{split}.csv`` and ``{split}_truth.parquet``, unless the folder is there."""
-    _generate(folder, queries, text_searches)
+    _generate(folder, queries, text_pairs)
 
 
 def _generate(folder: Path, queries: Mapping[str, int], draw: Any) -> None:

@@ -91,7 +91,7 @@ def id_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def ranker(
+def ranking_example(
     model: str,
     *arguments: str,
     predict: Callable[[Path, Matrix], list[Any]],
