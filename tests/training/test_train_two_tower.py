@@ -165,7 +165,7 @@ BAD_TABLES: list[tuple[Callable[[pd.DataFrame], pd.DataFrame], list[str], str]] 
         "valid split, column item_id: 1 of 300 rows are empty",
     ),
     (lambda t: t, ["--item-cols", "user_age"], "user_age: expected once among --user-cols"),
-    (lambda t: t, ["--item-cols", ""], "expected a column or more in each"),
+    (lambda t: t, ["--item-cols", ""], "expected at least one column in each"),
     (lambda t: t, ["--categorical", "colour"], "--categorical colour: expected names of"),
 ]
 
