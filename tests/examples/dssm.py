@@ -13,7 +13,9 @@ from handlers.models.weights import load_network
 from handlers.schema import VOCABULARIES_FILE, FeatureSchema
 from tests.examples import Example
 from training import artifacts
-from training.tasks.search.data import WRAPPER, FeatureColumns, TextColumn
+from training.tasks.search.columns import FeatureColumns, TextColumn
+from training.tasks.search.data import WRAPPER
+from training.tasks.search.towers import embed
 from training.tasks.search.world import (
     QUERY_COLUMNS,
     feature_pairs,
@@ -21,7 +23,6 @@ from training.tasks.search.world import (
     generate_text_pairs,
     text_pairs,
 )
-from training.train_dssm import embed
 
 CPU = torch.device("cpu")
 

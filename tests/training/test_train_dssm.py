@@ -183,7 +183,7 @@ def test_categories_and_missing_cells_are_trainable(fit: Fit) -> None:
     [
         (["--text"], "missing column query (did you mean query_"),
         (["--text", "--query-cols", "query_1,query_2"], "--query-cols: expected one column with"),
-        (["--query-cols", "query_features"], "--query-cols query_features: a request's row needs"),
+        (["--query-cols", "query_features"], "--query-cols query_features: the name is reserved"),
         (["--query-cols", "query_1,qury_2"], "missing column qury_2 (did you mean query_2?)"),
         (["--query-cols", "query_1,query_1"], "expected each column once, got query_1 again"),
         (["--doc-cols", "doc_1,doc_id"], "doc_id: is an id in this data; name it in --categorical"),
