@@ -1,4 +1,4 @@
-"""dssm for the shared tests: over features, and over texts."""
+"""Examples of dssm for the shared tests: over features and over texts."""
 
 import json
 from dataclasses import replace
@@ -28,17 +28,17 @@ CPU = torch.device("cpu")
 
 
 def write_features(folder: Path) -> None:
-    """The default world, smaller."""
+    """Write a small copy of the default world."""
     generate_feature_pairs(folder, {"train": 1_500, "valid": 300, "test": 500})
 
 
 def write_texts(folder: Path) -> None:
-    """The world of texts, smaller."""
+    """Write a small copy of the text world."""
     generate_text_pairs(folder, {"train": 3_000, "valid": 300, "test": 500})
 
 
 def feature_rows() -> list[dict[str, Any]]:
-    """Queries as callers send them, most wrapped, some with gaps and oddities."""
+    """Return request rows, most of them wrapped, some incomplete or unusual."""
     inputs, _ = feature_pairs(20, seed=9)
     queries = json.loads(inputs[list(QUERY_COLUMNS)].drop_duplicates().to_json(orient="records"))
     rows: list[dict[str, Any]] = [{WRAPPER: query} for query in queries]
@@ -52,7 +52,7 @@ def feature_rows() -> list[dict[str, Any]]:
 
 
 def text_rows() -> list[dict[str, Any]]:
-    """Queries as callers send them, some wrapped, some odd."""
+    """Return request rows, some of them wrapped, some unusual."""
     inputs, _ = text_pairs(20, seed=9)
     texts = inputs["query"].tolist()
     rows: list[dict[str, Any]] = [{WRAPPER: {"query": text}} for text in texts]
@@ -65,7 +65,7 @@ def text_rows() -> list[dict[str, Any]]:
 
 
 def embed_features(folder: Path, rows: list[dict[str, Any]]) -> list[Any]:
-    """Query vectors."""
+    """Embed queries with the training code."""
     vocabularies = json.loads((folder / VOCABULARIES_FILE).read_text())
     schema = FeatureSchema.from_json(artifacts.read_meta(folder)["features"], vocabularies)
     network = load_network(FeatureDSSM, folder / WEIGHTS_FILE, CPU)
@@ -75,7 +75,7 @@ def embed_features(folder: Path, rows: list[dict[str, Any]]) -> list[Any]:
 
 
 def embed_texts(folder: Path, rows: list[dict[str, Any]]) -> list[Any]:
-    """Query vectors."""
+    """Embed queries with the training code."""
     network = load_network(TextDSSM, folder / WEIGHTS_FILE, CPU)
     queries = TextColumn("query").encode(_frame(rows).fillna("").astype(str))
     vectors: list[Any] = embed(network.query, queries).tolist()
@@ -93,7 +93,7 @@ FEATURES = Example(
     arguments=["--epochs", "6", "--batch-size", "64", "--max-docs", "200"],
     rows=feature_rows(),
     offline=embed_features,
-    reaches={"auc": 0.9},  # of .95
+    reaches={"auc": 0.9},  # the oracle has .95
 )
 TEXTS = replace(
     FEATURES,
@@ -102,6 +102,6 @@ TEXTS = replace(
     arguments=["--text", "--epochs", "6", "--batch-size", "128", "--lr", "1e-2"],
     rows=text_rows(),
     offline=embed_texts,
-    reaches={"hr_at_10": 0.4},  # of .89; by popularity .14
+    reaches={"hr_at_10": 0.4},  # the oracle has .89, popularity .14
 )
 EXAMPLES = [FEATURES, TEXTS]

@@ -1,4 +1,4 @@
-"""mmoe for the shared tests."""
+"""Examples of mmoe for the shared tests."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ TASKS = ("ctr", "watch_time", "gmv")
 
 
 def predict(folder: Path, matrix: Matrix) -> list[Any]:
-    """Click probability, watch time and sales."""
+    """Predict the click probability, watch time and sales."""
     network = load_network(MMoE, folder / WEIGHTS_FILE, torch.device("cpu"))
     expected = fit.predict(network, torch.from_numpy(matrix), network.expected).tolist()
     return [dict(zip(TASKS, row, strict=True)) for row in expected]
