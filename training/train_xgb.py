@@ -35,6 +35,8 @@ CHECKPOINT_TREES = 50
 # min_child_weight would never split a table of 800 rows.
 MAX_LEAF_SHARE = 0.04
 
+LabeledRows = tuple[Matrix, Targets]  # float32 [B, C] and float32 [B]
+
 
 @dataclass(frozen=True)
 class Config(RankingConfig):
@@ -114,10 +116,7 @@ def train(config: Config) -> Path:
     return config.folder("xgb")
 
 
-Rows = tuple[Matrix, Targets]
-
-
-def _fit(config: Config, train: Rows, valid: Rows) -> tuple[xgb.Booster, History]:
+def _fit(config: Config, train: LabeledRows, valid: LabeledRows) -> tuple[xgb.Booster, History]:
     """Boost until the validation loss stops falling; keep the trees up to the best round."""
     mean = float(train[1].mean())
     limit = MAX_LEAF_SHARE * len(train[1]) * mean * (1 - mean)
@@ -134,8 +133,8 @@ class _Job:
     """A worker's share of the rows."""
 
     config: Config
-    train: Rows
-    valid: Rows
+    train: LabeledRows
+    valid: LabeledRows
 
 
 def _boost(job: _Job, worker: Worker) -> tuple[xgb.Booster, History]:
