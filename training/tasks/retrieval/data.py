@@ -175,8 +175,8 @@ def load_retrieval_data(config: RetrievalConfig) -> RetrievalData:
         return Positives(to_matrix(user_schema, table[rows]), items[rows])
 
     train, test_rows = positives("train"), table[is_positive & (split_of == "test")]
-    item_ids = table[id_col].iloc[row_of] if id_col in table else range(len(row_of))
-    item_ids = [str(item) for item in item_ids]
+    names = table[id_col].iloc[row_of] if id_col in table else range(len(row_of))
+    item_ids = [str(name) for name in names]
     return RetrievalData(
         user_schema=user_schema,
         item_schema=item_schema,
