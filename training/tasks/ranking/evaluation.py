@@ -1,4 +1,4 @@
-"""How a ranking model is evaluated.
+"""Evaluation of ranking models that predict one label.
 
 Shapes: B test rows.
 """

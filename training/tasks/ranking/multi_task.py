@@ -1,4 +1,4 @@
-"""How a model of several targets is trained and evaluated: labels and amounts side by side.
+"""Losses and evaluation of ranking models that predict several targets.
 
 A task whose target holds only 0 and 1 is binary. Any other target is an amount of 0 or more, such
 as watch time: zero for most rows, then spread over orders of magnitude.

@@ -1,4 +1,4 @@
-"""How the two-tower model is evaluated.
+"""Evaluation of the two-tower model.
 
 Shapes: B test positives, N items of the catalog, D embedding dim.
 """

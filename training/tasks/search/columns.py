@@ -1,4 +1,4 @@
-"""How the columns of a query or a document are encoded: as features, or as a text.
+"""Encoding of the columns of a query or a document, as features or as a text.
 
 Shapes: B rows, C matrix columns.
 """

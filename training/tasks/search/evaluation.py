@@ -1,4 +1,4 @@
-"""How DSSM is evaluated.
+"""Evaluation of DSSM.
 
 Shapes: B queries, N documents, R pairs of a query and a document, D components of a vector.
 """
@@ -25,7 +25,7 @@ TOP_K = (1, 10)
 
 _CHUNK_ROWS = 256
 
-# Vectors whose inner products are scores: an array or a sparse matrix of SciPy, [B or N, D].
+# Array or sparse matrix of SciPy, [B or N, D]; scores are inner products of such vectors.
 Vectors: TypeAlias = Any
 
 
