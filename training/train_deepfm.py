@@ -22,18 +22,18 @@ from training.engine.fit import FitConfig, fit, predict
 from training.engine.worker import seed_everything
 from training.metrics.curves import save_curves
 from training.metrics.tables import metric_table
-from training.tasks.ranking import data as rankers
-from training.tasks.ranking.evaluation import RankerEvaluation
+from training.tasks.ranking.data import RankingConfig, load_ranking_data
+from training.tasks.ranking.evaluation import RankingEvaluation
 
 
 @dataclass(frozen=True)
-class Config(rankers.RankerConfig, FitConfig):
+class Config(RankingConfig, FitConfig):
     """Train DeepFM to predict clicks.
 
     Attributes:
         label: Column to predict, 0 or 1.
         embedding_dim: Width of an embedding.
-        hidden: Widths of the deep part.
+        hidden: Widths of the hidden layers of the deep part.
         dropout: Share of hidden units dropped in training.
     """
 
@@ -43,13 +43,13 @@ class Config(rankers.RankerConfig, FitConfig):
     dropout: Dropout = 0.0
 
 
-def evaluation(config: Config, columns: Sequence[str] = ()) -> RankerEvaluation:
-    """What the model is judged on, with further columns to slice by."""
-    return RankerEvaluation(rankers.load(config, [config.label], columns), config.seed)
+def evaluation(config: Config, columns: Sequence[str] = ()) -> RankingEvaluation:
+    """Load the data to evaluate on, with further columns to group results by."""
+    return RankingEvaluation(load_ranking_data(config, [config.label], columns), config.seed)
 
 
 def train(config: Config) -> Path:
-    """Train, report and write the artifacts; returns their folder."""
+    """Train, report and write the artifacts; return their folder."""
     test = evaluation(config)
     statistics = validation.check("deepfm", test.train_frame, [config.label], config)
     data = test.data
@@ -69,10 +69,10 @@ def train(config: Config) -> Path:
         config,
         arch_version=ARCH_VERSION,
         reports=reports,
-        golden=rankers.golden(data, lambda matrix: probabilities(matrix).tolist()),
+        golden=data.golden(lambda matrix: probabilities(matrix).tolist()),
         label_column=config.label,
         statistics=statistics,
-        **rankers.feature_meta(data),
+        **data.meta(),
     ) as folder:
         save_network(network, folder / WEIGHTS_FILE)
         save_curves(folder, history, labels, scores)
@@ -84,7 +84,7 @@ def _loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run from the command line; returns the exit status."""
+    """Run from the command line; return the exit status."""
     return run.run_training(train, tyro.cli(Config, args=argv))
 
 

@@ -1,6 +1,8 @@
 """Train the two-tower model: ``python -m training.train_two_tower``.
 
-One run makes three archives: two_tower and user_tower embed users, item_tower embeds items.
+One run yields three archives: two_tower and user_tower embed users, item_tower embeds items.
+
+Shapes: B positives of a batch, N candidates, C matrix columns, D embedding dim.
 """
 
 import sys
@@ -13,7 +15,7 @@ import torch
 import tyro
 from rich.console import Console
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from handlers.models.two_tower import ARCH_VERSION, META_FILE, WEIGHTS_FILE, TwoTower
 from handlers.models.weights import network_bytes
@@ -22,33 +24,33 @@ from training import run
 from training.artifacts import save_item_vectors, space_id
 from training.bounds import Count, CountOrZero, Dropout, EmbeddingDim, LearningRate, Weight, Widths
 from training.data import validation
-from training.engine.fit import FitConfig, fit_steps, hide_some, predict
+from training.engine.fit import FitConfig, History, fit_steps, hide_some, predict
 from training.engine.worker import seed_everything
 from training.golden import Golden, golden_matrix
 from training.metrics.curves import save_loss
 from training.metrics.tables import metric_table
-from training.tasks.retrieval import data as choices
-from training.tasks.retrieval.data import Choices
-from training.tasks.retrieval.evaluation import ChoicesEvaluation
+from training.tasks.retrieval.data import RetrievalConfig, RetrievalData, load_retrieval_data
+from training.tasks.retrieval.evaluation import RetrievalEvaluation
 
-# Validation choices whose logits for the whole catalogue are in memory at once.
+# Validation positives per chunk: their logits for the whole catalog are in memory together.
 VALID_ROWS = 256
 
 
 @dataclass(frozen=True)
-class Config(choices.ChoicesConfig, FitConfig):
+class Config(RetrievalConfig, FitConfig):
     """Train two towers to find the items that a user chooses.
 
     Attributes:
-        embedding_dim: Width of the vectors that the towers end in.
+        embedding_dim: Width of the user and item vectors.
         user_layers: Widths of the user tower's hidden layers.
         item_layers: Widths of the item tower's hidden layers.
         feature_dim: Width of the embedding of one input.
-        extra_negatives: Items drawn evenly from the catalogue for each batch, beside its own.
-        log_q: Take the log of how often an item is a candidate off its logit; without it popular
-            items are pushed down for being drawn often.
-        id_dropout: Share of item ids that training hides, so that the tower can do without for
-            items that are new.
+        extra_negatives: Items drawn uniformly from the catalog for each batch, in addition to its
+            own.
+        log_q: Subtract the log of how often an item is a candidate from its logit. Without the
+            correction, popular items rank too low because they are candidates often.
+        id_dropout: Share of item ids hidden in training, so that the tower also works for new
+            items.
     """
 
     embedding_dim: EmbeddingDim = 64
@@ -65,13 +67,13 @@ class Config(choices.ChoicesConfig, FitConfig):
     patience: Count = 5
 
 
-def evaluation(config: Config, _: Sequence[str] = ()) -> ChoicesEvaluation:
-    """What the model is judged on."""
-    return ChoicesEvaluation(choices.load(config))
+def evaluation(config: Config, _: Sequence[str] = ()) -> RetrievalEvaluation:
+    """Load the data to evaluate on."""
+    return RetrievalEvaluation(load_retrieval_data(config))
 
 
 def train(config: Config) -> Path:
-    """Train, report and write the artifacts; returns their folder."""
+    """Train, report and write the artifacts; return their folder."""
     test = evaluation(config)
     statistics = validation.check("two_tower", test.train_frame, [config.label], config)
     data = test.data
@@ -123,43 +125,46 @@ def train(config: Config) -> Path:
     return config.folder("two_tower")
 
 
-def fit(network: TwoTower, data: Choices, config: Config) -> dict[str, list[float]]:
-    """Train by a softmax over the items of the batch, some of the catalogue, and a rejected one.
+def fit(network: TwoTower, data: RetrievalData, config: Config) -> History:
+    """Train a network in place by a sampled softmax.
+
+    The candidates of a positive are the items of its batch, items drawn uniformly from the catalog
+    and a hard negative of its user.
 
     Returns:
-        Loss after each epoch, by ``train`` and ``valid``; the latter over the whole catalogue.
+        Loss after each epoch, by ``train`` and ``valid``; the latter over the whole catalog.
     """
-    catalogue, n_known = torch.from_numpy(data.items), data.n_known
+    catalog, n_known = torch.from_numpy(data.items), data.n_known
     users, chosen = torch.from_numpy(data.train.users), torch.from_numpy(data.train.items)
-    # The last place is for users who rejected nothing.
-    rejected = torch.cat([torch.from_numpy(data.rejected.items), torch.zeros(1, dtype=torch.int64)])
-    starts, counts = torch.from_numpy(data.rejected.starts), torch.from_numpy(data.rejected.counts)
+    starts, counts = map(torch.from_numpy, (data.hard_negatives.starts, data.hard_negatives.counts))
+    # One more place, for users without hard negatives to point to.
+    negatives = pad(torch.from_numpy(data.hard_negatives.items), (0, 1))
     network.user.inputs.fit(users)
-    network.item.inputs.fit(catalogue[:n_known])
+    network.item.inputs.fit(catalog[:n_known])
     id_columns = [
         i for i, f in enumerate(data.item_schema.column_features) if f.name == config.item_id
     ]
     frequency = torch.from_numpy(data.counts / data.counts.sum()).float()
 
     def embed_items(items: Tensor) -> Tensor:
-        batch = hide_some(catalogue[items], network.item.inputs.categories)
+        batch = hide_some(catalog[items], network.item.inputs.categories)
         vectors: Tensor = network.item(hide_some(batch, id_columns, config.id_dropout))
         return vectors
 
     def step(index: Tensor) -> Tensor:
         user = network.user(hide_some(users[index], network.user.inputs.categories))  # [B, D]
-        own, diagonal = chosen[index], torch.arange(len(index))
+        own, diagonal = chosen[index], torch.arange(len(index))  # [B]
         candidates = torch.cat([own, torch.randint(n_known, (config.extra_negatives,))])  # [N]
         logits = network.logits(user, embed_items(candidates))  # [B, N]
         if config.log_q:
-            # How often an item is to be expected among the candidates.
+            # Expected number of times that an item is among the candidates.
             expected = len(index) * frequency[candidates] + config.extra_negatives / n_known
             logits = logits - expected.log()
         duplicate = candidates == own[:, None]
         duplicate[diagonal, diagonal] = False
         logits = logits.masked_fill(duplicate, -torch.inf)
-        # Only its own user's candidate, and no sample of the catalogue: nothing to correct.
-        hard = rejected[starts[index] + (torch.rand(len(index)) * counts[index]).long()]
+        # A hard negative is the candidate of one user only: it needs no logQ correction.
+        hard = negatives[starts[index] + (torch.rand(len(index)) * counts[index]).long()]
         hard_logits = (user * embed_items(hard)).sum(1) / network.temperature  # [B]
         hard_logits = hard_logits.masked_fill((counts[index] == 0) | (hard == own), -torch.inf)
         return cross_entropy(torch.cat([logits, hard_logits[:, None]], dim=1), diagonal)
@@ -167,11 +172,11 @@ def fit(network: TwoTower, data: Choices, config: Config) -> dict[str, list[floa
     valid_users, valid_chosen = map(torch.from_numpy, (data.valid.users, data.valid.items))
 
     def validate() -> Tensor:
-        user, items = predict(network.user, valid_users), predict(network.item, catalogue)
-        parts = zip(
+        user, items = predict(network.user, valid_users), predict(network.item, catalog)
+        chunks = zip(
             torch.split(user, VALID_ROWS), torch.split(valid_chosen, VALID_ROWS), strict=True
         )
-        losses = [cross_entropy(network.logits(u, items), c, reduction="sum") for u, c in parts]
+        losses = [cross_entropy(network.logits(u, items), c, reduction="sum") for u, c in chunks]
         return torch.stack(losses).sum() / len(user)
 
     return fit_steps(network, len(users), step, validate, config)
@@ -180,12 +185,13 @@ def fit(network: TwoTower, data: Choices, config: Config) -> dict[str, list[floa
 def _golden(
     rows: Sequence[Mapping[str, Any]], schema: FeatureSchema, tower: torch.nn.Module
 ) -> Golden:
+    """Pair golden rows with the vectors that a tower makes of them."""
     matrix = torch.from_numpy(golden_matrix(schema, rows))
     return Golden(rows, predict(tower, matrix).tolist())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run from the command line; returns the exit status."""
+    """Run from the command line; return the exit status."""
     return run.run_training(train, tyro.cli(Config, args=argv))
 
 

@@ -11,46 +11,49 @@ import tyro
 import xgboost as xgb
 from pydantic import Field
 from rich.console import Console
-from tqdm import tqdm
 
 from handlers.models.xgb import ARCH_VERSION, BOOSTER_FILE, META_FILE, TreeInputs
 from handlers.schema import Matrix
 from training import run
 from training.bounds import Count, LearningRate, Weight
 from training.data import validation
+from training.engine.boosting import MatrixBatches, TreeProgress
 from training.engine.fit import History
 from training.engine.launch import run_loop
 from training.engine.worker import Worker
 from training.metrics.curves import save_curves
 from training.metrics.tables import metric_table
-from training.tasks.ranking import data as rankers
-from training.tasks.ranking.evaluation import RankerEvaluation
+from training.tasks.ranking.data import RankingConfig, Targets, load_ranking_data
+from training.tasks.ranking.evaluation import RankingEvaluation
 from training.tasks.ranking.target_encoding import fit_target_encodings
 
-# Sums over threads round differently for each number of them: a fixed one repeats on any machine.
+# The rounding of a sum depends on the number of threads; a fixed number makes runs repeatable.
 N_THREADS = 2
-# With several workers, so many trees are grown between two checkpoints.
+# Trees between two checkpoints of several workers.
 CHECKPOINT_TREES = 50
-# Of the sum of hessians: with the default least weight, 800 rows would not be split at all.
+# Largest share of all hessians that a leaf may be required to hold. Without it, the default
+# min_child_weight would never split a table of 800 rows.
 MAX_LEAF_SHARE = 0.04
+
+LabeledRows = tuple[Matrix, Targets]  # float32 [B, C] and float32 [B]
 
 
 @dataclass(frozen=True)
-class Config(rankers.RankerConfig):
+class Config(RankingConfig):
     """Train gradient-boosted trees to predict clicks.
 
     Attributes:
         label: Column to predict, 0 or 1.
-        epochs: At most so many rounds of boosting, a tree each.
-        batch_size: Rows handed to the quantile sketch at once; it bounds memory.
-        patience: Stop after so many rounds without a better validation loss.
-        max_depth: Of a tree.
+        epochs: Maximum number of boosting rounds, one tree each.
+        batch_size: Rows that the quantile sketch takes at a time; bounds memory.
+        patience: Stop after this many rounds without a better validation loss.
+        max_depth: Maximum depth of a tree.
         eta: Learning rate.
-        min_child_weight: Least sum of hessians in a leaf; less where it would be more than 4 % of
-            the sum over all rows, as on a small table.
-        subsample: Share of the rows that each tree sees.
-        max_bin: Quantile bins for each column.
-        normalize: Standardize the columns, and write feature_scaler.json.
+        min_child_weight: Minimum sum of hessians in a leaf; capped at 4 % of the sum over all rows,
+            so that small tables can be split.
+        subsample: Share of the rows that each tree is grown on.
+        max_bin: Maximum number of quantile bins of a column.
+        normalize: Standardize the columns and write feature_scaler.json.
     """
 
     label: str = "label"
@@ -65,13 +68,13 @@ class Config(rankers.RankerConfig):
     normalize: bool = False
 
 
-def evaluation(config: Config, columns: Sequence[str] = ()) -> RankerEvaluation:
-    """What the model is judged on, with further columns to slice by."""
-    return RankerEvaluation(rankers.load(config, [config.label], columns), config.seed)
+def evaluation(config: Config, columns: Sequence[str] = ()) -> RankingEvaluation:
+    """Load the data to evaluate on, with further columns to group results by."""
+    return RankingEvaluation(load_ranking_data(config, [config.label], columns), config.seed)
 
 
 def train(config: Config) -> Path:
-    """Train, report and write the artifacts; returns their folder."""
+    """Train, report and write the artifacts; return their folder."""
     test = evaluation(config)
     statistics = validation.check("xgb", test.train_frame, [config.label], config)
     data = test.data
@@ -83,9 +86,7 @@ def train(config: Config) -> Path:
         inputs.std = np.nanstd(encoded, axis=0).clip(1e-6)
         encoded = (encoded - inputs.mean) / inputs.std
     booster, history = _fit(
-        config,
-        (encoded, labels["train"]),
-        (inputs(data.valid), labels["valid"]),
+        config, (encoded, labels["train"]), (inputs(data.valid), labels["valid"])
     )
 
     def probabilities(matrix: Matrix) -> Any:
@@ -102,12 +103,12 @@ def train(config: Config) -> Path:
         config,
         arch_version=ARCH_VERSION,
         reports=reports,
-        golden=rankers.golden(data, lambda matrix: probabilities(matrix).tolist()),
+        golden=data.golden(lambda matrix: probabilities(matrix).tolist()),
         libraries=["xgboost"],
         label_column=config.label,
         normalized=config.normalize,
         statistics=statistics,
-        **rankers.feature_meta(data),
+        **data.meta(),
     ) as folder:
         booster.save_model(folder / BOOSTER_FILE)
         inputs.save(folder, data.schema)
@@ -115,11 +116,8 @@ def train(config: Config) -> Path:
     return config.folder("xgb")
 
 
-Rows = tuple[Matrix, rankers.Targets]
-
-
-def _fit(config: Config, train: Rows, valid: Rows) -> tuple[xgb.Booster, History]:
-    """Boost until the validation loss stops falling; keep the trees up to its best round."""
+def _fit(config: Config, train: LabeledRows, valid: LabeledRows) -> tuple[xgb.Booster, History]:
+    """Boost until the validation loss stops falling; keep the trees up to the best round."""
     mean = float(train[1].mean())
     limit = MAX_LEAF_SHARE * len(train[1]) * mean * (1 - mean)
     config = replace(config, min_child_weight=min(config.min_child_weight, limit))
@@ -132,50 +130,52 @@ def _fit(config: Config, train: Rows, valid: Rows) -> tuple[xgb.Booster, History
 
 @dataclass(frozen=True)
 class _Job:
-    """What a worker boosts: its share of the rows."""
+    """A worker's share of the rows."""
 
     config: Config
-    train: Rows
-    valid: Rows
+    train: LabeledRows
+    valid: LabeledRows
 
 
 def _boost(job: _Job, worker: Worker) -> tuple[xgb.Booster, History]:
-    """Boost with the rows of a worker, and what the others tell of theirs."""
-    config, alone = job.config, job.config.engine == "local"
+    """Boost on a worker's rows; XGBoost adds up the statistics of all workers."""
+    config, is_local = job.config, job.config.engine == "local"
     train_data = xgb.QuantileDMatrix(
-        _Batches(*job.train, config.batch_size), max_bin=config.max_bin
+        MatrixBatches(*job.train, config.batch_size), max_bin=config.max_bin
     )
-    valid_data = xgb.QuantileDMatrix(_Batches(*job.valid, config.batch_size), ref=train_data)
+    valid_data = xgb.QuantileDMatrix(MatrixBatches(*job.valid, config.batch_size), ref=train_data)
     state = worker.saved() or {
         "booster": None,
         "history": {"train": [], "valid": []},
         "stopping": xgb.callback.EarlyStopping(rounds=config.patience),
     }
-    history: History = state["history"]
-    with _ProgressBar(config.epochs) as progress:
-        while (left := config.epochs - len(history["valid"])) and state[
-            "stopping"
-        ].current_rounds < config.patience:
+    history, stopping = state["history"], state["stopping"]
+    parameters = {
+        "objective": "binary:logistic",
+        "eval_metric": "logloss",
+        "tree_method": "hist",
+        "nthread": N_THREADS if is_local else 1,
+        "max_depth": config.max_depth,
+        "eta": config.eta,
+        "min_child_weight": config.min_child_weight,
+        "subsample": config.subsample,
+        "max_bin": config.max_bin,
+    }
+    with TreeProgress(config.epochs) as progress:
+        while (n_done := len(history["valid"])) < config.epochs:
+            if stopping.current_rounds >= config.patience:
+                break
+            n_rounds = config.epochs - n_done
             losses: dict[str, dict[str, list[float]]] = {}
             state["booster"] = xgb.train(
-                {
-                    "objective": "binary:logistic",
-                    "eval_metric": "logloss",
-                    "tree_method": "hist",
-                    "nthread": N_THREADS if alone else 1,
-                    "seed": config.seed + len(history["valid"]),
-                    "max_depth": config.max_depth,
-                    "eta": config.eta,
-                    "min_child_weight": config.min_child_weight,
-                    "subsample": config.subsample,
-                    "max_bin": config.max_bin,
-                },
+                # A seed of its own for each part, or the parts would draw the same subsamples.
+                {**parameters, "seed": config.seed + n_done},
                 train_data,
-                num_boost_round=left if alone else min(left, CHECKPOINT_TREES),
+                num_boost_round=n_rounds if is_local else min(n_rounds, CHECKPOINT_TREES),
                 evals=[(train_data, "train"), (valid_data, "valid")],
                 evals_result=losses,
                 verbose_eval=False,
-                callbacks=[progress, state["stopping"]],
+                callbacks=[progress, stopping],
                 xgb_model=state["booster"],
             )
             for split, values in losses.items():
@@ -185,50 +185,8 @@ def _boost(job: _Job, worker: Worker) -> tuple[xgb.Booster, History]:
     return state["booster"], history
 
 
-class _Batches(xgb.DataIter):
-    """Hands a matrix to XGBoost a part at a time."""
-
-    def __init__(self, matrix: Matrix, labels: rankers.Targets, batch_size: int) -> None:
-        super().__init__()
-        self._parts = [
-            (matrix[start : start + batch_size], labels[start : start + batch_size])
-            for start in range(0, len(matrix), batch_size)
-        ]
-        self._next = 0
-
-    def next(self, input_data: Any) -> bool:
-        if self._next == len(self._parts):
-            return False
-        matrix, labels = self._parts[self._next]
-        input_data(data=matrix, label=labels)
-        self._next += 1
-        return True
-
-    def reset(self) -> None:
-        self._next = 0
-
-
-class _ProgressBar(xgb.callback.TrainingCallback):
-    """A bar over the rounds, off when not a terminal."""
-
-    def __init__(self, rounds: int) -> None:
-        super().__init__()
-        self._bar = tqdm(total=rounds, unit="tree", disable=None, leave=False)
-
-    def __enter__(self) -> "_ProgressBar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
-        self._bar.update()
-        self._bar.set_description(f"valid loss {evals_log['valid']['logloss'][-1]:.4f}")
-        return False
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run from the command line; returns the exit status."""
+    """Run from the command line; return the exit status."""
     return run.run_training(train, tyro.cli(Config, args=argv))
 
 

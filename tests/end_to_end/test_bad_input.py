@@ -136,7 +136,7 @@ def test_unknown_model_or_version_gets_torchserves_own_404(
     assert (answer.status_code, answer.json()["type"]) == (404, kind)
 
 
-# Models over the columns of tests.examples.rankers, ids among them.
+# Models over the columns of tests.examples.ranking, ids among them.
 RANKERS_OVER_IDS = [
     example
     for example in examples()

@@ -21,7 +21,7 @@ from serving.milvus import connected
 from serving.testing import ROOT, Server
 from tests.conftest import lacking
 from tests.examples import Example, model_names, module
-from tests.examples.rankers import read_schema
+from tests.examples.ranking import read_schema
 from training.golden import golden_matrix
 
 SOURCE = ROOT / "tests" / "go"

@@ -19,7 +19,7 @@ import requests
 from serving.testing import Server, make_archive, numbers
 from tests.conftest import register
 from tests.examples import Example, close, examples, model_names, module
-from tests.examples.rankers import impression_rows
+from tests.examples.ranking import impression_rows
 
 RECOVERY_TIMEOUT_S = 30.0
 CALLERS = 32

@@ -1,4 +1,4 @@
-"""dssm for the shared tests: over features, and over texts."""
+"""Examples of dssm for the shared tests: over features and over texts."""
 
 import json
 from dataclasses import replace
@@ -13,33 +13,33 @@ from handlers.models.weights import load_network
 from handlers.schema import VOCABULARIES_FILE, FeatureSchema
 from tests.examples import Example
 from training import artifacts
-from training.tasks.search import data as searches
+from training.tasks.search.columns import FeatureColumns, TextColumn
+from training.tasks.search.data import WRAPPER
+from training.tasks.search.towers import embed
 from training.tasks.search.world import (
     QUERY_COLUMNS,
-    feature_searches,
-    generate_feature_searches,
-    generate_text_searches,
-    text_searches,
+    feature_pairs,
+    generate_feature_pairs,
+    generate_text_pairs,
+    text_pairs,
 )
-from training.train_dssm import embed
 
 CPU = torch.device("cpu")
-WRAPPER = searches.WRAPPER
 
 
 def write_features(folder: Path) -> None:
-    """The default world, smaller."""
-    generate_feature_searches(folder, {"train": 1_500, "valid": 300, "test": 500})
+    """Write a small copy of the default world."""
+    generate_feature_pairs(folder, {"train": 1_500, "valid": 300, "test": 500})
 
 
 def write_texts(folder: Path) -> None:
-    """The world of texts, smaller."""
-    generate_text_searches(folder, {"train": 3_000, "valid": 300, "test": 500})
+    """Write a small copy of the text world."""
+    generate_text_pairs(folder, {"train": 3_000, "valid": 300, "test": 500})
 
 
 def feature_rows() -> list[dict[str, Any]]:
-    """Queries as callers send them, most wrapped, some with gaps and oddities."""
-    inputs, _ = feature_searches(20, seed=9)
+    """Return request rows, most of them wrapped, some incomplete or unusual."""
+    inputs, _ = feature_pairs(20, seed=9)
     queries = json.loads(inputs[list(QUERY_COLUMNS)].drop_duplicates().to_json(orient="records"))
     rows: list[dict[str, Any]] = [{WRAPPER: query} for query in queries]
     rows[1] = queries[1]
@@ -52,8 +52,8 @@ def feature_rows() -> list[dict[str, Any]]:
 
 
 def text_rows() -> list[dict[str, Any]]:
-    """Queries as callers send them, some wrapped, some odd."""
-    inputs, _ = text_searches(20, seed=9)
+    """Return request rows, some of them wrapped, some unusual."""
+    inputs, _ = text_pairs(20, seed=9)
     texts = inputs["query"].tolist()
     rows: list[dict[str, Any]] = [{WRAPPER: {"query": text}} for text in texts]
     rows[1] = {"query": texts[1]}
@@ -65,19 +65,19 @@ def text_rows() -> list[dict[str, Any]]:
 
 
 def embed_features(folder: Path, rows: list[dict[str, Any]]) -> list[Any]:
-    """Query vectors."""
+    """Embed queries with the training code."""
     vocabularies = json.loads((folder / VOCABULARIES_FILE).read_text())
     schema = FeatureSchema.from_json(artifacts.read_meta(folder)["features"], vocabularies)
     network = load_network(FeatureDSSM, folder / WEIGHTS_FILE, CPU)
-    queries = searches.FeatureColumns(schema).encode(_frame(rows))
+    queries = FeatureColumns(schema).encode(_frame(rows))
     vectors: list[Any] = embed(network.query, queries).tolist()
     return vectors
 
 
 def embed_texts(folder: Path, rows: list[dict[str, Any]]) -> list[Any]:
-    """Query vectors."""
+    """Embed queries with the training code."""
     network = load_network(TextDSSM, folder / WEIGHTS_FILE, CPU)
-    queries = searches.TextColumn("query").encode(_frame(rows).fillna("").astype(str))
+    queries = TextColumn("query").encode(_frame(rows).fillna("").astype(str))
     vectors: list[Any] = embed(network.query, queries).tolist()
     return vectors
 
@@ -93,7 +93,7 @@ FEATURES = Example(
     arguments=["--epochs", "6", "--batch-size", "64", "--max-docs", "200"],
     rows=feature_rows(),
     offline=embed_features,
-    reaches={"auc": 0.9},  # of .95
+    reaches={"auc": 0.9},  # the oracle has .95
 )
 TEXTS = replace(
     FEATURES,
@@ -102,6 +102,6 @@ TEXTS = replace(
     arguments=["--text", "--epochs", "6", "--batch-size", "128", "--lr", "1e-2"],
     rows=text_rows(),
     offline=embed_texts,
-    reaches={"hr_at_10": 0.4},  # of .89; by popularity .14
+    reaches={"hr_at_10": 0.4},  # the oracle has .89, popularity .14
 )
 EXAMPLES = [FEATURES, TEXTS]

@@ -1,4 +1,4 @@
-"""item_tower for the shared tests."""
+"""Examples of item_tower for the shared tests."""
 
 from tests.examples.two_tower import examples
 

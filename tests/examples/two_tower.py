@@ -1,4 +1,4 @@
-"""two_tower for the shared tests, and what user_tower and item_tower share with it."""
+"""Examples of two_tower, user_tower and item_tower for the shared tests."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tests.examples import Example
 from training import artifacts
 from training.engine.fit import predict
 from training.golden import golden_matrix
-from training.tasks.retrieval.world import choices
+from training.tasks.retrieval.world import interactions
 
-CHOICES = {"train": 8_000, "valid": 1_000, "test": 2_000}
+POSITIVES = {"train": 8_000, "valid": 1_000, "test": 2_000}
 SEGMENTS = ("old", "new", "abroad")
 ID_ARGUMENTS = (
     *("--user-cols", "user.id,segment,years"),
@@ -30,20 +30,20 @@ ID_ARGUMENTS = (
 )
 
 
-def write_choices(folder: Path) -> None:
-    """The default world, smaller."""
+def write_interactions(folder: Path) -> None:
+    """Write a small copy of the default world."""
     folder.mkdir()
-    for seed, (split, n) in enumerate(CHOICES.items()):
-        choices(n, seed).to_csv(folder / f"{split}.csv", index=False)
+    for seed, (split, n) in enumerate(POSITIVES.items()):
+        interactions(n, seed).to_csv(folder / f"{split}.csv", index=False)
 
 
 def write_ids(folder: Path) -> None:
-    """Users who choose among the 10 of 100 items that are for their kind; some cells are missing.
+    """Write users who mostly choose among 10 of 100 items; some cells are missing.
 
-    Ten items hold .9 of what a user chooses, and popularity says nothing.
+    The 10 items of a user's group get .9 of the choices. Popularity carries no signal.
     """
     folder.mkdir()
-    for seed, (split, n) in enumerate(CHOICES.items()):
+    for seed, (split, n) in enumerate(POSITIVES.items()):
         _id_frame(n, seed).to_csv(folder / f"{split}.csv", index=False)
 
 
@@ -71,9 +71,9 @@ def _id_frame(n: int, seed: int) -> pd.DataFrame:
 
 
 def tower_rows(tower: str) -> list[dict[str, Any]]:
-    """Rows of the default features as callers send them, some with gaps and oddities."""
+    """Return request rows of the default features, some of them incomplete or unusual."""
     columns = {"user": ["user_age", "user_gender"], "item": ["item_ctr", "item_cvr", "item_price"]}
-    frame = choices(100, seed=9)[columns[tower]].drop_duplicates().head(24)
+    frame = interactions(100, seed=9)[columns[tower]].drop_duplicates().head(24)
     rows: list[dict[str, Any]] = json.loads(frame.to_json(orient="records"))
     first = columns[tower][0]
     rows[1][first] = None
@@ -84,7 +84,7 @@ def tower_rows(tower: str) -> list[dict[str, Any]]:
 
 
 def id_rows(tower: str) -> list[dict[str, Any]]:
-    """Rows of ``write_ids`` as callers send them: strings or numbers, known or not, or missing."""
+    """Return request rows of ``write_ids`` with known and unknown ids of both types."""
     columns = {"user": ["user.id", "segment", "years"], "item": ["sku", "price (EUR)", "class"]}
     frame = _id_frame(100, seed=9)[columns[tower]].drop_duplicates().head(24)
     rows: list[dict[str, Any]] = json.loads(frame.to_json(orient="records"))
@@ -96,7 +96,7 @@ def id_rows(tower: str) -> list[dict[str, Any]]:
 
 
 def examples(model: str, tower: str) -> list[Example]:
-    """The examples of a model that is one of the towers."""
+    """Make the examples of a model that serves one of the towers."""
 
     def offline(folder: Path, rows: list[Any]) -> list[Any]:
         features = artifacts.read_meta(folder)[f"{tower}_features"]
@@ -110,11 +110,11 @@ def examples(model: str, tower: str) -> list[Example]:
         Example(
             model=model,
             version="v1",
-            write_data=write_choices,
+            write_data=write_interactions,
             arguments=["--epochs", "6", "--batch-size", "128"],
             rows=tower_rows(tower),
             offline=offline,
-            reaches={"hr_at_10": 0.32},  # of .38; popularity has .23
+            reaches={"hr_at_10": 0.32},  # the oracle has .38, popularity .23
         ),
         Example(
             model=model,
@@ -123,7 +123,7 @@ def examples(model: str, tower: str) -> list[Example]:
             arguments=["--epochs", "12", "--batch-size", "128", *ID_ARGUMENTS],
             rows=id_rows(tower),
             offline=offline,
-            reaches={"hr_at_10": 0.85},  # of .91; popularity has .1
+            reaches={"hr_at_10": 0.85},  # the oracle has .91, popularity .1
         ),
     ]
 

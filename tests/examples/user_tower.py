@@ -1,4 +1,4 @@
-"""user_tower for the shared tests."""
+"""Examples of user_tower for the shared tests."""
 
 from tests.examples.two_tower import examples
 

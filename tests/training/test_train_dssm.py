@@ -1,4 +1,4 @@
-"""What is special to DSSM: wrapped queries, texts, exported documents, pairs without labels."""
+"""DSSM: wrapped queries, texts, exported documents, pairs with and without labels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.examples.dssm import FEATURES, TEXTS
 from training import artifacts
 from training.metrics import ranking as metrics
 from training.metrics.retrieval import expected_ranks, retrieval_report
-from training.tasks.search.world import QUERY_COLUMNS, feature_searches, text_searches
+from training.tasks.search.world import QUERY_COLUMNS, feature_pairs, text_pairs
 
 ArtifactFolder = Callable[[Example], Path]
 Fit = Callable[..., Path]
@@ -30,7 +30,7 @@ QUICK = ("--epochs", "1", "--batch-size", "64", "--max-docs", "100")
 
 @pytest.fixture
 def fit(tmp_path: Path) -> Fit:
-    """Trains on a table and returns the artifact folder."""
+    """Return a function that trains on a table and returns the artifact folder."""
 
     def run(table: pd.DataFrame, *flags: str, version: str = "v1") -> Path:
         path = tmp_path / "table.parquet"
@@ -43,25 +43,25 @@ def fit(tmp_path: Path) -> Fit:
 
 
 def report(folder: Path) -> dict[str, float]:
-    """Metrics on the test split."""
-    told: dict[str, float] = json.loads((folder / "metrics.json").read_text())["test"]["dssm"]
-    return told
+    """Read the metrics on the test split."""
+    metrics: dict[str, float] = json.loads((folder / "metrics.json").read_text())["test"]["dssm"]
+    return metrics
 
 
 def exported(folder: Path) -> tuple[list[str], npt.NDArray[np.float32]]:
-    """Names and vectors of the documents."""
+    """Read the ids and vectors of the exported documents."""
     ids = json.loads((folder / "item_ids.json").read_text())
     return ids, np.load(folder / "item_vectors.npy", allow_pickle=False)
 
 
-def test_worlds_have_the_known_ceilings() -> None:
-    pairs, truth = feature_searches(5_000, seed=0)
+def test_worlds_have_the_documented_ceilings() -> None:
+    pairs, truth = feature_pairs(5_000, seed=0)
     labels, probabilities = pairs["label"].to_numpy(), truth["label"].to_numpy()
     assert metrics.auc(labels, probabilities) == pytest.approx(0.949, abs=0.004)
     assert metrics.calibration_ratio(labels, probabilities) == pytest.approx(1, abs=0.01)
-    _, ranks = text_searches(4_000, seed=0)
-    told = retrieval_report(ranks["rank"].to_numpy(), (10,))
-    assert told["hr_at_10"] == pytest.approx(0.89, abs=0.015)
+    _, ranks = text_pairs(4_000, seed=0)
+    ceiling = retrieval_report(ranks["rank"].to_numpy(), (10,))
+    assert ceiling["hr_at_10"] == pytest.approx(0.89, abs=0.015)
 
 
 def test_served_queries_find_the_exported_documents(
@@ -90,12 +90,12 @@ def test_wrapped_bare_and_vector_rows_are_the_same_query(artifact_folder: Artifa
     handler = load_handler("dssm", artifact_folder(FEATURES))
     values = [0.5, -1.0, 2.0, 0.25, 0.0, 1.5]
     query = dict(zip(QUERY_COLUMNS, values, strict=True))
-    answers = predict(handler, [query, {"query_features": query}, values])
-    assert dict(numbers(answers)) == close([answers[0]] * 3)
-    assert len(predict(handler, [query])) == len(answers[0]) == 64
+    vectors = predict(handler, [query, {"query_features": query}, values])
+    assert dict(numbers(vectors)) == close([vectors[0]] * 3)
+    assert len(predict(handler, [query])) == len(vectors[0]) == 64
     texts = load_handler("dssm", artifact_folder(TEXTS))
-    answers = predict(texts, [{"query": "duke"}, {"query_features": {"query": "DUKE!"}}, ["duke"]])
-    assert dict(numbers(answers)) == close([answers[0]] * 3)
+    vectors = predict(texts, [{"query": "duke"}, {"query_features": {"query": "DUKE!"}}, ["duke"]])
+    assert dict(numbers(vectors)) == close([vectors[0]] * 3)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_wrapped_bare_and_vector_rows_are_the_same_query(artifact_folder: Artifa
         ({"query_1": True}, "data[0].query_1: expected a number, got true"),
     ],
 )
-def test_bad_query_is_named(artifact_folder: ArtifactFolder, row: Any, message: str) -> None:
+def test_error_names_the_bad_query(artifact_folder: ArtifactFolder, row: Any, message: str) -> None:
     handler = load_handler("dssm", artifact_folder(FEATURES))
     [(status, body)], _ = handler.answer([request([row])])
     assert status == 400
@@ -117,20 +117,20 @@ def test_text_without_a_known_token_is_the_zero_vector_and_counted(
     artifact_folder: ArtifactFolder,
 ) -> None:
     handler = load_handler("dssm", artifact_folder(TEXTS))
-    unknown = next(w for w in map(chr, range(0x4E00, 0x9FFF)) if not any_known(handler, w))
-    answers = predict(handler, [{"query": f"{unknown} {unknown}"}, {"query": "?!"}, {}])
-    assert answers == [[0.0] * 64] * 3
+    unknown = next(w for w in map(chr, range(0x4E00, 0x9FFF)) if not has_known_token(handler, w))
+    vectors = predict(handler, [{"query": f"{unknown} {unknown}"}, {"query": "?!"}, {}])
+    assert vectors == [[0.0] * 64] * 3
     assert handler.counts.out_of_vocabulary.tolist() == [2]
     assert handler.counts.missing.tolist() == [1]
 
 
-def any_known(handler: Any, word: str) -> bool:
-    """Whether training saw one of the word's tokens, or another of the same bucket."""
+def has_known_token(handler: Any, word: str) -> bool:
+    """Return whether training saw a token in one of the word's buckets."""
     return any(handler.known[bucket] for bucket in buckets(word))
 
 
 def test_same_data_and_seed_give_the_same_weights_vectors_and_space(fit: Fit) -> None:
-    table = text_searches(300, seed=1)[0]
+    table = text_pairs(300, seed=1)[0]
     first, again = fit(table, "--text"), fit(table, "--text", version="v2")
     other = fit(table, "--text", "--seed", "1", version="v3")
     for name in ("dssm_model.pt", "item_vectors.npy", "item_ids.json"):
@@ -139,24 +139,24 @@ def test_same_data_and_seed_give_the_same_weights_vectors_and_space(fit: Fit) ->
     assert spaces[0] == spaces[1] != spaces[2]
 
 
-def test_labelled_pairs_without_lists_are_learned_from(fit: Fit) -> None:
-    pairs = feature_searches(6_000, seed=1)[0].iloc[::10]  # each query comes once
+def test_labeled_pairs_without_lists_are_enough(fit: Fit) -> None:
+    pairs = feature_pairs(6_000, seed=1)[0].iloc[::10]  # one row per query
     folder = fit(pairs, "--epochs", "6")
     assert report(folder)["auc"] > 0.85
 
 
-def test_features_without_labels_are_all_matches(fit: Fit) -> None:
-    pairs = feature_searches(500, seed=1)[0]
+def test_pairs_without_labels_are_all_relevant(fit: Fit) -> None:
+    pairs = feature_pairs(500, seed=1)[0]
     matches = pairs[pairs["label"] == 1].drop(columns=["label", "doc_id"])
     folder = fit(matches, "--epochs", "4")
-    # Of the hundreds of documents that match, a row names one; the oracle's HR@10 is about .025.
+    # A row names one of hundreds of relevant documents, so the oracle's HR@10 is only about .025.
     assert report(folder)["auc"] > 0.65
     ids, docs = exported(folder)
     assert len(ids) == len(docs) == len(set(ids))
-    assert ids[0].count(",") == 5  # a document without an id goes by its values
+    assert ids[0].count(",") == 5  # a document without an id is identified by its values
 
 
-def test_categories_and_missing_cells_are_trainable(fit: Fit) -> None:
+def test_categories_and_missing_cells_can_be_learned_from(fit: Fit) -> None:
     rng = np.random.default_rng(0)
     n = 6_000
     country, topic = rng.integers(5, size=n), rng.integers(5, size=n)
@@ -183,7 +183,7 @@ def test_categories_and_missing_cells_are_trainable(fit: Fit) -> None:
     [
         (["--text"], "missing column query (did you mean query_"),
         (["--text", "--query-cols", "query_1,query_2"], "--query-cols: expected one column with"),
-        (["--query-cols", "query_features"], "--query-cols query_features: a request's row needs"),
+        (["--query-cols", "query_features"], "--query-cols query_features: the name is reserved"),
         (["--query-cols", "query_1,qury_2"], "missing column qury_2 (did you mean query_2?)"),
         (["--query-cols", "query_1,query_1"], "expected each column once, got query_1 again"),
         (["--doc-cols", "doc_1,doc_id"], "doc_id: is an id in this data; name it in --categorical"),
@@ -193,18 +193,18 @@ def test_categories_and_missing_cells_are_trainable(fit: Fit) -> None:
         (["--label", "doc_1"], "column doc_1: expected 0 or 1, got"),
     ],
 )
-def test_data_that_cannot_be_trained_on_is_refused_with_its_reason(
+def test_unusable_data_is_refused_with_the_reason(
     flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "pairs.csv"
-    feature_searches(20, seed=1)[0].to_csv(path, index=False)
+    feature_pairs(20, seed=1)[0].to_csv(path, index=False)
     places = ["--data-path", str(path), "--artifacts-dir", str(tmp_path / "artifacts")]
     assert train("dssm", *places, *flags) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "artifacts").exists()
 
 
-def test_words_are_hashed_alike_on_every_machine() -> None:
+def test_words_have_the_same_hashes_on_every_machine() -> None:
     assert words("Card_arrival: it's LATE") == ["card", "arrival", "it", "s", "late"]
     assert words("Où: CAFÉ_3") == ["où", "café", "3"]
     assert words("हिन्दी किताब") == ["हिन्दी", "किताब"]
@@ -212,11 +212,11 @@ def test_words_are_hashed_alike_on_every_machine() -> None:
     assert buckets("card") == (19685, 11340, 26269, 17968, 22052)
 
 
-def test_bags_are_picked_by_number() -> None:
+def test_bags_can_be_indexed() -> None:
     bags = TokenBags.of(["one two", "", "three", "four five six"])
-    picked = bags[torch.tensor([3, 1, 0])]
-    again = TokenBags.of(["four five six", "", "one two"])
-    assert picked.tokens.equal(again.tokens)
-    assert picked.offsets.equal(again.offsets)
+    selected = bags[torch.tensor([3, 1, 0])]
+    expected = TokenBags.of(["four five six", "", "one two"])
+    assert selected.tokens.equal(expected.tokens)
+    assert selected.offsets.equal(expected.offsets)
     places, owner = ragged(torch.tensor([2, 0, 3]), torch.tensor([2, 1, 0]))
     assert (places.tolist(), owner.tolist()) == ([2, 3, 4, 0, 1], [0, 0, 0, 2, 2])

@@ -1,4 +1,4 @@
-"""What is special to the two-tower model: one run, two towers, one space."""
+"""The two-tower model: one run trains two towers that share an embedding space."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tests.examples import Example, load_handler, module, predict, train
 from training import artifacts
 from training.artifacts import IDS_FILE, VECTORS_FILE
 from training.tasks.retrieval.world import (
-    catalogue,
-    choice_probabilities,
-    choices,
-    generate_choices,
+    catalog,
+    generate_interactions,
+    interactions,
+    item_probabilities,
     truth_path,
     users,
 )
@@ -27,13 +27,13 @@ from training.tasks.retrieval.world import (
 
 @pytest.fixture
 def data() -> pd.DataFrame:
-    """A small table of the default world."""
-    return choices(1_500, seed=5)
+    """Draw a small table from the default world."""
+    return interactions(1_500, seed=5)
 
 
 @pytest.fixture
 def fit(tmp_path: Path) -> Callable[..., Path]:
-    """Trains on a table and returns the artifact folder."""
+    """Return a function that trains on a table and returns the artifact folder."""
 
     def run(table: pd.DataFrame, *flags: str, version: str = "v1") -> Path:
         path = tmp_path / "table.csv"
@@ -47,12 +47,12 @@ def fit(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def example_of() -> Callable[[str], Example]:
-    """The default example of a model."""
+    """Return a function that finds the default example of a model."""
     return lambda model: module(model).EXAMPLES[0]
 
 
-def learned(folder: Path) -> tuple[bytes, bytes, str]:
-    """Weights, item vectors and the name of their space."""
+def read_learned(folder: Path) -> tuple[bytes, bytes, str]:
+    """Return the weights, the item vectors and the id of their space."""
     weights, vectors = (folder / name for name in ("two_tower_model.pt", VECTORS_FILE))
     return weights.read_bytes(), vectors.read_bytes(), artifacts.read_meta(folder)["space_id"]
 
@@ -60,13 +60,13 @@ def learned(folder: Path) -> tuple[bytes, bytes, str]:
 def test_same_data_and_seed_give_the_same_space(
     fit: Callable[..., Path], data: pd.DataFrame
 ) -> None:
-    first = learned(fit(data))
-    assert learned(fit(data, version="v2")) == first
-    for mine, other in zip(first, learned(fit(data, "--seed", "1")), strict=True):
-        assert mine != other
+    first = read_learned(fit(data))
+    assert read_learned(fit(data, version="v2")) == first
+    for value, other in zip(first, read_learned(fit(data, "--seed", "1")), strict=True):
+        assert value != other
 
 
-def test_meta_and_weights_hold_what_their_readers_know(
+def test_meta_holds_the_keys_that_other_services_read(
     fit: Callable[..., Path], data: pd.DataFrame
 ) -> None:
     folder = fit(data)
@@ -78,14 +78,14 @@ def test_meta_and_weights_hold_what_their_readers_know(
     assert len(predict(handler, {"user_age": 30})) == 64
 
 
-def test_exported_vectors_are_what_item_tower_serves(
+def test_exported_vectors_equal_those_that_item_tower_serves(
     artifact_folder: Callable[[Example], Path], example_of: Callable[[str], Example]
 ) -> None:
     folder = artifact_folder(example_of("item_tower"))
     vectors = np.load(folder / VECTORS_FILE, allow_pickle=False)
     ids = json.loads((folder / IDS_FILE).read_text())
     assert vectors.shape == (len(ids), 64)
-    rows = catalogue().set_index("item_id").loc[ids].to_dict("records")
+    rows = catalog().set_index("item_id").loc[ids].to_dict("records")
     served = predict(load_handler("item_tower", folder), rows)
     assert served == pytest.approx(vectors, abs=1e-6)
     assert np.linalg.norm(served, axis=1) == pytest.approx(1, abs=1e-5)
@@ -100,14 +100,14 @@ def test_user_vector_finds_the_items_that_the_user_likes(
     vectors = np.array(predict(load_handler("user_tower", folder), people.to_dict("records")))
     scores = vectors @ np.load(folder / VECTORS_FILE).T
     found = np.argsort(-scores, axis=1)[:, :10]
-    order = catalogue().reset_index().set_index("item_id").loc[ids, "index"].to_numpy()
-    chosen, _ = choice_probabilities()
+    order = catalog().reset_index().set_index("item_id").loc[ids, "index"].to_numpy()
+    chosen, _ = item_probabilities()
     recall = np.take_along_axis(chosen[:, order], found, axis=1).sum(axis=1)
     ceiling = np.sort(chosen, axis=1)[:, -10:].sum(axis=1)
     assert recall.mean() > 0.8 * ceiling.mean()
 
 
-def test_towers_share_a_space_and_leave_the_catalogue_to_the_index(
+def test_archives_share_a_space_and_leave_out_the_item_vectors(
     archive_file: Callable[[Example], Path], example_of: Callable[[str], Example]
 ) -> None:
     spaces = set()
@@ -118,8 +118,8 @@ def test_towers_share_a_space_and_leave_the_catalogue_to_the_index(
     assert len(spaces) == 1
 
 
-def test_log_q_keeps_popular_items_up(fit: Callable[..., Path]) -> None:
-    table = choices(8_000, seed=6)
+def test_log_q_correction_improves_the_hit_rate(fit: Callable[..., Path]) -> None:
+    table = interactions(8_000, seed=6)
     flags = ("--epochs", "5", "--batch-size", "128")
     found = {}
     for version in ("log-q", "no-log-q"):
@@ -130,7 +130,7 @@ def test_log_q_keeps_popular_items_up(fit: Callable[..., Path]) -> None:
     assert found["log-q"] > found["no-log-q"] + 0.02
 
 
-def test_items_without_an_id_are_told_apart_by_their_columns(
+def test_items_without_an_id_are_identified_by_their_columns(
     fit: Callable[..., Path], data: pd.DataFrame
 ) -> None:
     folder = fit(data.drop(columns="item_id"))
@@ -150,7 +150,7 @@ def test_item_id_among_the_item_columns_is_embedded(
     assert handler.counts.out_of_vocabulary.tolist() == [0, 1]
 
 
-def test_choices_alone_are_enough(fit: Callable[..., Path], data: pd.DataFrame) -> None:
+def test_positives_alone_are_enough(fit: Callable[..., Path], data: pd.DataFrame) -> None:
     fit(data[data["label"] == 1])
 
 
@@ -165,13 +165,13 @@ BAD_TABLES: list[tuple[Callable[[pd.DataFrame], pd.DataFrame], list[str], str]] 
         "valid split, column item_id: 1 of 300 rows are empty",
     ),
     (lambda t: t, ["--item-cols", "user_age"], "user_age: expected once among --user-cols"),
-    (lambda t: t, ["--item-cols", ""], "expected a column or more in each"),
+    (lambda t: t, ["--item-cols", ""], "expected at least one column in each"),
     (lambda t: t, ["--categorical", "colour"], "--categorical colour: expected names of"),
 ]
 
 
 @pytest.mark.parametrize(("spoil", "flags", "message"), BAD_TABLES)
-def test_bad_data_is_told_before_training_starts(
+def test_bad_data_is_reported_before_training_starts(
     tmp_path: Path,
     data: pd.DataFrame,
     capsys: pytest.CaptureFixture[str],
@@ -187,9 +187,9 @@ def test_bad_data_is_told_before_training_starts(
     assert not (tmp_path / "artifacts").exists()
 
 
-def test_default_world_has_the_ceiling_that_it_promises(tmp_path: Path) -> None:
+def test_default_world_has_the_documented_ceiling(tmp_path: Path) -> None:
     path = tmp_path / "data" / "two_tower_data.csv"
-    generate_choices(path, n=20_000)
+    generate_interactions(path, n=20_000)
     table = pd.read_csv(path)
     assert {path, truth_path(path)} == set(path.parent.iterdir())
     truth = pd.read_parquet(truth_path(path))

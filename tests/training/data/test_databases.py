@@ -28,7 +28,7 @@ from training.data.databases import MySQL, Postgres, Query, public_dsn
 from training.data.sources import DataError, DataSet
 from training.data.splits import load_splits
 from training.data.tables import read_table
-from training.tasks.ranking import data as rankers
+from training.tasks.ranking.data import load_ranking_data
 from training.tasks.ranking.world import impressions
 from training.train_xgb import Config
 
@@ -310,7 +310,7 @@ def test_the_gate_reads_the_test_split_of_training_again(
     new, old = (
         evaluate.open_archive(config, version, tmp_path / version) for version in ("new", "old")
     )
-    trained = rankers.load(Config(**new.meta["hyperparameters"]), ["label"]).test_frame
+    trained = load_ranking_data(Config(**new.meta["hyperparameters"]), ["label"]).test_frame
     database.load("clicks", data.sample(frac=1, random_state=1))
     evaluation = evaluate.held_out(catalog.get("xgb"), new, old, config)
     pd.testing.assert_frame_equal(evaluation.frame[list(trained)], trained)

@@ -27,7 +27,7 @@ from training import artifacts, train_xgb
 from training.data.sources import DataError
 from training.engine import fit
 from training.engine.worker import EngineConfig, Worker, seed_everything
-from training.tasks.ranking import data as rankers
+from training.tasks.ranking.data import RankingConfig, load_ranking_data
 from training.tasks.ranking.world import impressions
 
 on_ray = pytest.importorskip("training.engine.ray", exc_type=ModuleNotFoundError)
@@ -219,9 +219,9 @@ def test_a_wrong_cell_in_a_file_that_the_cluster_reads_gives_the_usual_message(
     bad.write_text(bad.read_text().replace("\n", "\nabc,", 2))
     messages = []
     for engine in ("local", "ray"):
-        config = rankers.RankerConfig(data_path=str(tmp_path), engine=engine)
+        config = RankingConfig(data_path=str(tmp_path), engine=engine)
         with pytest.raises(DataError) as error:
-            rankers.load(config, ["label"])
+            load_ranking_data(config, ["label"])
         messages.append(str(error.value))
     assert messages[0] == messages[1]
     assert bad.name in messages[0]

@@ -1,4 +1,4 @@
-"""The default world has the ceiling that it promises, and its files appear whole or not at all."""
+"""The default world has the documented ceiling; its files appear complete or not at all."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -42,13 +42,13 @@ def test_truth_has_the_known_ceiling(
     assert got == pytest.approx(expected, abs=tolerance)
 
 
-def test_price_alone_finds_little_gmv(world: World) -> None:
+def test_price_alone_finds_little_of_the_gmv(world: World) -> None:
     inputs, _ = world
     share = metrics.top_share(inputs["gmv"].to_numpy(), inputs["item_price"].to_numpy())
     assert share == pytest.approx(0.12, abs=0.015)
 
 
-def test_inputs_stay_in_their_ranges_and_hold_no_truth(world: World) -> None:
+def test_inputs_stay_in_their_ranges(world: World) -> None:
     inputs, _ = world
     assert inputs["label"].mean() == pytest.approx(0.195, abs=0.003)
     assert inputs["item_ctr"].between(0.005, 0.6).all()
@@ -60,7 +60,7 @@ def test_inputs_stay_in_their_ranges_and_hold_no_truth(world: World) -> None:
     assert (inputs.loc[inputs["label"] == 0, ["watch_time", "gmv"]] == 0).all(axis=None)
 
 
-def test_same_seed_gives_the_same_rows_and_another_seed_others() -> None:
+def test_seed_determines_the_rows() -> None:
     inputs, truth = impressions(100, seed=5)
     again, truth_again = impressions(100, seed=5)
     pd.testing.assert_frame_equal(inputs, again)
@@ -69,7 +69,7 @@ def test_same_seed_gives_the_same_rows_and_another_seed_others() -> None:
     assert not np.isin(inputs["item_price"], other["item_price"]).all()
 
 
-def test_generated_files_hold_the_inputs_with_the_truth_apart(tmp_path: Path) -> None:
+def test_generated_files_separate_the_inputs_from_the_truth(tmp_path: Path) -> None:
     folder = tmp_path / "data" / "impressions"
     generate_impressions(folder, ROWS)
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -93,7 +93,7 @@ def test_generation_leaves_a_finished_folder_alone(tmp_path: Path) -> None:
     assert (folder / "train.csv").stat() == before
 
 
-def test_killed_generation_leaves_no_half_data_set(
+def test_killed_generation_leaves_no_partial_data_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "impressions"

@@ -1,4 +1,4 @@
-"""What trees are told of a category: its mean label and how many rows that is from."""
+"""Trees see a category as its mean label and the number of rows behind that mean."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ MATRIX = np.column_stack(
 NOISE = RNG.integers(2, size=2_000).astype(np.float32)
 
 
-def test_labels_that_are_noise_cannot_be_told_from_the_training_matrix() -> None:
+def test_training_matrix_does_not_leak_the_labels() -> None:
     encodings, encoded = fit_target_encodings(SCHEMA, MATRIX, NOISE, seed=0)
-    assert auc(NOISE, TreeInputs(encodings)(MATRIX)[:, 1]) > 0.7  # who sees its own label can
+    assert auc(NOISE, TreeInputs(encodings)(MATRIX)[:, 1]) > 0.7  # in-fold means leak
     assert auc(NOISE, encoded[:, 1]) == pytest.approx(0.5, abs=0.03)
 
 
-def test_a_category_becomes_its_smoothed_mean_and_its_rows_follow(tmp_path: Path) -> None:
+def test_category_becomes_its_smoothed_mean_and_row_count(tmp_path: Path) -> None:
     encodings, encoded = fit_target_encodings(SCHEMA, MATRIX, NOISE, seed=0)
     inputs = TreeInputs(encodings)
     inputs.save(tmp_path, SCHEMA)
@@ -44,3 +44,31 @@ def test_a_category_becomes_its_smoothed_mean_and_its_rows_follow(tmp_path: Path
     assert TreeInputs.load(tmp_path)(rows) == pytest.approx(np.array(expected), rel=1e-6)
     assert inputs.column_names(SCHEMA) == ["price", "item_id", "item_id (rows)"]
     assert encoded[0, [0, 2]].tolist() == [MATRIX[0, 0], len(seen)]
+
+
+@pytest.mark.parametrize("n_rows", [2, 3, 200])
+def test_one_positive_label_is_enough(n_rows: int) -> None:
+    labels = np.zeros(n_rows, dtype=np.float32)
+    labels[1] = 1.0
+    encodings, encoded = fit_target_encodings(SCHEMA, MATRIX[:n_rows], labels, seed=0)
+    assert encodings[1].dtype == encoded.dtype == np.float32
+    assert encodings[1].shape == (N_IDS + FIRST_TOKEN_INDEX, 2)
+    assert encodings[1][:, 1].sum() == n_rows
+    assert encoded.shape == (n_rows, 3)
+    assert np.isfinite(encoded).all()
+
+
+def test_matrix_without_categories_stays_as_it_is() -> None:
+    encodings, encoded = fit_target_encodings(
+        FeatureSchema([Feature("price")]), MATRIX[:, :1], NOISE, seed=0
+    )
+    assert encodings == {}
+    assert np.array_equal(encoded, MATRIX[:, :1])
+
+
+def test_seed_determines_the_folds() -> None:
+    first, again, other = (
+        fit_target_encodings(SCHEMA, MATRIX, NOISE, seed=seed)[1] for seed in (0, 0, 1)
+    )
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)

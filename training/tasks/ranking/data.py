@@ -1,4 +1,7 @@
-"""What the ranking models share: their data, their baselines, their report, their artifacts."""
+"""The data of the ranking models.
+
+Shapes: B rows, C matrix columns, T targets.
+"""
 
 from __future__ import annotations
 
@@ -30,17 +33,18 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class RankerConfig(RunConfig):
-    """Where a ranking model's data comes from.
+class RankingConfig(RunConfig):
+    """The data of a ranking model.
 
     Attributes:
-        data_path: A file, a folder with a train, valid and test file, a folder or pattern of files
-            that follow each other, or the s3:// URL of one of these; when left out, a synthetic
-            world with a known ceiling is generated into data/impressions.
-        features: Input columns in the model's order, separated by commas.
-        categorical: Those of them that are ids or strings, separated by commas.
-        group: Column whose values are the lists that GAUC averages over, such as user_id.
-        time_column: Split one file by this column's order, instead of by a seeded shuffle.
+        data_path: A file; a folder with a train, a valid and a test file; a folder or pattern of
+            files that are read one after the other; or the s3:// URL of any of these. By default, a
+            synthetic world with a known ceiling is generated into data/impressions.
+        features: Input columns in the order of the model, separated by commas.
+        categorical: Input columns that hold ids or strings, separated by commas.
+        group: Column to average GAUC over, such as user_id.
+        time_column: Column to split a single file by, oldest rows first. By default, the split is a
+            seeded shuffle.
     """
 
     column_flags: ClassVar[Sequence[str]] = ("features", "categorical")
@@ -53,22 +57,22 @@ class RankerConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """A ranking data set, encoded.
+class RankingData:
+    """An encoded data set.
 
     Attributes:
-        schema: Learned from the training split.
-        train: Matrix, float32 [rows, C].
-        valid: Matrix, float32 [rows, C].
-        test: Matrix, float32 [rows, C].
-        targets: By split, float32 [rows, T].
-        train_frame: The training split before it was encoded.
-        test_frame: The test split before it was encoded, rows of features and other columns.
-        groups: Of the test split, [rows]; None without a group column.
-        oracle: The expectation of each target on the test split, [rows, T]; None unless the data
+        schema: Feature schema, learned from the training split.
+        train: Training matrix, float32 [B, C].
+        valid: Validation matrix, float32 [B, C].
+        test: Test matrix, float32 [B, C].
+        targets: Targets by split, float32 [B, T].
+        train_frame: Training split before encoding.
+        test_frame: Test split before encoding: the features and any other columns that were read.
+        groups: Group of each test row, [B]; None without a group column.
+        oracle: Expectation of each target on the test split, float32 [B, T]; None unless the data
             is synthetic.
-        golden: Raw request rows.
-        sha256: Tells the data from other data.
+        golden_rows: Golden request rows.
+        sha256: Fingerprint of the data.
     """
 
     schema: FeatureSchema
@@ -80,25 +84,45 @@ class Dataset:
     test_frame: pd.DataFrame
     groups: npt.NDArray[Any] | None
     oracle: Targets | None
-    golden: list[dict[str, Any]]
+    golden_rows: list[dict[str, Any]]
     sha256: str
 
     def tensors(self, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Matrix float32 [rows, C] and targets float32 [rows, T] of a split."""
+        """Return the matrix, float32 [B, C], and the targets, float32 [B, T], of a split."""
         return torch.from_numpy(getattr(self, split)), torch.from_numpy(self.targets[split])
 
+    def meta(self) -> dict[str, Any]:
+        """Return what the meta file records about the data."""
+        return {
+            "feature_columns": list(self.schema.names),
+            "feature_count": len(self.schema.names),
+            "features": self.schema.to_json(),
+            "vocabularies": self.schema.vocabularies(),
+            "data_sha256": self.sha256,
+        }
 
-def load(config: RankerConfig, targets: Sequence[str], columns: Sequence[str] = ()) -> Dataset:
+    def golden(self, predict: Callable[[Matrix], Sequence[Any]]) -> Golden:
+        """Pair the golden rows with the training code's own predictions.
+
+        Args:
+            predict: Maps a matrix, float32 [B, C], to B predictions as JSON.
+        """
+        return Golden(self.golden_rows, predict(golden_matrix(self.schema, self.golden_rows)))
+
+
+def load_ranking_data(
+    config: RankingConfig, targets: Sequence[str], columns: Sequence[str] = ()
+) -> RankingData:
     """Read, check, split and encode the data.
 
     Args:
-        config: Names the data and its columns.
-        targets: Columns to predict. The first one is a label, as are others with only 0 and 1; the
-            rest are amounts.
-        columns: Further ones that the test frame is to have.
+        config: The data and its columns.
+        targets: Columns to predict. The first one must be a label. Others are labels if they hold
+            only 0 and 1, else amounts.
+        columns: Further columns to keep in the test frame.
 
     Raises:
-        DataError: If the data cannot be trained on; says where and why.
+        DataError: If the data is unusable; the message says where and why.
     """
     features, categorical = split_names(config.features), split_names(config.categorical)
     if stray := [name for name in categorical if name not in features]:
@@ -112,7 +136,7 @@ def load(config: RankerConfig, targets: Sequence[str], columns: Sequence[str] = 
     data = config.data(DEFAULT_DATA)
     crosses = computable_crosses(features)
     numeric = [name for name in features if name not in {*categorical, *crosses}]
-    further = [name for name in (*columns, config.group) if name not in {"", *features, *targets}]
+    extra = [name for name in (*columns, config.group) if name not in {"", *features, *targets}]
 
     def check(splits: Splits) -> list[str]:
         train = splits.train
@@ -122,7 +146,7 @@ def load(config: RankerConfig, targets: Sequence[str], columns: Sequence[str] = 
     splits = load_splits(
         data,
         [*numeric, *targets],
-        [*categorical, *further],
+        [*categorical, *extra],
         crosses,
         seed=config.seed,
         time_column=config.time_column or None,
@@ -133,7 +157,7 @@ def load(config: RankerConfig, targets: Sequence[str], columns: Sequence[str] = 
             f"--group {config.group}: expected a column of the data, got a product of features"
         )
     schema = fit_schema(splits.train, features, categorical)
-    return Dataset(
+    return RankingData(
         schema=schema,
         train=to_matrix(schema, splits.train),
         valid=to_matrix(schema, splits.valid),
@@ -145,7 +169,7 @@ def load(config: RankerConfig, targets: Sequence[str], columns: Sequence[str] = 
         test_frame=splits.test,
         groups=splits.test[config.group].to_numpy() if config.group else None,
         oracle=_oracle(DEFAULT_DATA, targets) if config.uses_default_data else None,
-        golden=golden_rows(schema, splits.test),
+        golden_rows=golden_rows(schema, splits.test),
         sha256=data.sha256(*splits),
     )
 
@@ -153,24 +177,3 @@ def load(config: RankerConfig, targets: Sequence[str], columns: Sequence[str] = 
 def _oracle(folder: Path, targets: Sequence[str]) -> Targets:
     truth = read_parquet(folder / "test_truth.parquet")
     return truth[list(targets)].to_numpy(np.float32)
-
-
-def feature_meta(data: Dataset) -> dict[str, Any]:
-    """What the meta file of a ranking model says of its data."""
-    return {
-        "feature_columns": list(data.schema.names),
-        "feature_count": len(data.schema.names),
-        "features": data.schema.to_json(),
-        "vocabularies": data.schema.vocabularies(),
-        "data_sha256": data.sha256,
-    }
-
-
-def golden(data: Dataset, predict: Callable[[Matrix], Sequence[Any]]) -> Golden:
-    """The golden rows with the training code's own predictions.
-
-    Args:
-        data: The data set.
-        predict: Predictions as JSON for a matrix, float32 [B, C].
-    """
-    return Golden(data.golden, predict(golden_matrix(data.schema, data.golden)))

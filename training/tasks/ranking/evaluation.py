@@ -1,4 +1,7 @@
-"""What a ranking model is judged on."""
+"""Evaluation of ranking models that predict one label.
+
+Shapes: B test rows.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,16 @@ from handlers.models.xgb import TreeInputs
 from training.evaluation import ALL, ArchiveOutput, Evaluation, Results, Rows
 from training.golden import request_rows
 from training.metrics.ranking import ranking_report
-from training.tasks.ranking.data import Dataset
+from training.tasks.ranking.data import RankingData
 from training.tasks.ranking.target_encoding import fit_target_encodings
 
 
-class RankerEvaluation(Evaluation):
-    """Results are click probabilities, [R], one for each row.
+class RankingEvaluation(Evaluation):
+    """Evaluates one label; the results are click probabilities, [B].
 
     Args:
         data: The data set.
-        seed: Of the folds of the baseline's target encoding.
+        seed: Seed of the folds that the linear baseline's target encoding is learned in.
     """
 
     primary = "auc"
@@ -33,33 +36,41 @@ class RankerEvaluation(Evaluation):
     max_ratio: Mapping[str, float] = {"logloss": 1.01}
     floor = "linear"
 
-    def __init__(self, data: Dataset, seed: int) -> None:
+    def __init__(self, data: RankingData, seed: int) -> None:
         self.data, self.seed = data, seed
         self.frame, self.groups, self.data_sha256 = data.test_frame, data.groups, data.sha256
         self.train_frame = data.train_frame
         self.labels = data.targets["test"][:, 0]
 
     def rows(self) -> list[Any]:
-        """Features by name."""
+        """Return the test rows as requests: features by name."""
         return request_rows(self.data.schema, self.frame)
 
     def results(self, output: ArchiveOutput) -> Results:
-        """The predictions."""
+        """Return the predictions as an array."""
         return np.array(output.predictions, dtype=np.float32)
 
     def baselines(self) -> dict[str, Results]:
-        """The base rate, a linear model, and on synthetic data the truth."""
+        """Return the base rate, a linear model and, on synthetic data, the oracle."""
         base_rate = self.data.targets["train"][:, 0].mean()
-        found: dict[str, Results] = {
+        baselines: dict[str, Results] = {
             "base rate": np.full(len(self.labels), base_rate),
-            "linear": self.linear(LogisticRegression()),
+            "linear": self.linear_baseline(LogisticRegression()),
         }
         if self.data.oracle is not None:
-            found["oracle"] = self.data.oracle[:, 0]
-        return found
+            baselines["oracle"] = self.data.oracle[:, 0]
+        return baselines
 
-    def linear(self, model: Any, task: int = 0) -> Results:
-        """Predictions of a linear model of scikit-learn for one of the targets, [R]."""
+    def linear_baseline(self, model: Any, task: int = 0) -> Results:
+        """Fit a linear model to one target and predict the test split.
+
+        Args:
+            model: A classifier or regressor of scikit-learn.
+            task: Position of the target.
+
+        Returns:
+            Probabilities or amounts, [B].
+        """
         targets = self.data.targets["train"]
         encodings, encoded = fit_target_encodings(
             self.data.schema, self.data.train, targets[:, 0], self.seed
@@ -73,7 +84,7 @@ class RankerEvaluation(Evaluation):
         return scores
 
     def report(self, results: Results, rows: Rows = ALL) -> dict[str, float]:
-        """As :func:`training.metrics.ranking.ranking_report`."""
+        """Compute :func:`training.metrics.ranking.ranking_report`; empty without both labels."""
         labels = self.labels[rows]
         if len(np.unique(labels)) < 2:
             return {}
@@ -82,5 +93,5 @@ class RankerEvaluation(Evaluation):
         )
 
     def probabilities(self, results: Results) -> tuple[Results, Results] | None:
-        """Of a click."""
+        """Return the labels and the click probabilities, both [B]."""
         return self.labels, results

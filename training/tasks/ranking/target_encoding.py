@@ -1,13 +1,15 @@
-"""Mean labels and counts of categories, the means out of fold: no row sees its own label."""
+"""Mean labels and row counts of categories, the means out of fold: no row sees its own label."""
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.model_selection import KFold
+from sklearn.preprocessing import TargetEncoder
 
 from handlers.models.xgb import TreeInputs
 from handlers.schema import FeatureSchema, Matrix
 
 N_FOLDS = 10
-# Weight of the overall mean, in rows: an id seen this often is trusted by half.
+# Weight of the overall mean, in rows: the mean of an id seen this often counts for half.
 PRIOR_ROWS = 10.0
 
 Vector = npt.NDArray[np.float32]
@@ -19,38 +21,35 @@ def fit_target_encodings(
     """Learn an encoding of each category column.
 
     Args:
-        schema: Of the matrix, which has C columns, K of them categories.
-        matrix: Training split, float32 [B, C].
-        labels: float32 [B].
-        seed: Of the folds.
+        schema: Schema of the matrix, which has C columns, K of them categories.
+        matrix: Training split, float32 [B, C], B at least 2.
+        labels: Labels, float32 [B].
+        seed: Seed of the folds.
 
     Returns:
-        The encodings of :class:`handlers.models.xgb.TreeInputs`, for rows that training has not
-        seen; and the training matrix as it would be mapped by them, had the means of each row been
-        learned without its own fold, float32 [B, C + K].
+        The encodings of :class:`handlers.models.xgb.TreeInputs`, by category column float32
+        [cardinality, 2], for rows that training has not seen; and the training matrix with each
+        row's means learned from the other folds only, float32 [B, C + K].
     """
-    folds = np.random.default_rng(seed).integers(N_FOLDS, size=len(matrix))
-    encodings: dict[int, Matrix] = {}
-    held_out_means = {}
-    for column, feature in enumerate(schema.column_features):
-        if feature.kind != "category":
-            continue
-        index = matrix[:, column].astype(np.int64)
-        encodings[column] = _table(index, labels, feature.cardinality)
-        held_out_means[column] = np.empty(len(matrix), dtype=np.float32)
-        for fold in range(N_FOLDS):
-            held_out = folds == fold
-            table = _table(index[~held_out], labels[~held_out], feature.cardinality)
-            held_out_means[column][held_out] = table[index[held_out], 0]
+    cardinalities = {column: n for column, n in enumerate(schema.cardinalities) if n}
+    if not cardinalities:
+        return {}, matrix
+    columns = list(cardinalities)
+    indices = matrix[:, columns].astype(np.int64)  # [B, K]
+    encoder = TargetEncoder(
+        categories=[np.arange(n) for n in cardinalities.values()],
+        # The folds of a "binary" target are stratified, which fails with few positive labels.
+        target_type="continuous",
+        smooth=PRIOR_ROWS,
+        cv=KFold(min(N_FOLDS, len(matrix)), shuffle=True, random_state=seed),
+    )
+    held_out_means = encoder.fit_transform(indices, labels.astype(np.float64))  # [B, K]
+    encodings = {
+        column: np.column_stack([means, np.bincount(index, minlength=len(means))]).astype(
+            np.float32
+        )
+        for column, means, index in zip(columns, encoder.encodings_, indices.T, strict=True)
+    }
     encoded = TreeInputs(encodings)(matrix)
-    for column, means in held_out_means.items():
-        encoded[:, column] = means
+    encoded[:, columns] = held_out_means
     return encodings, encoded
-
-
-def _table(index: npt.NDArray[np.int64], labels: Vector, cardinality: int) -> Matrix:
-    """Smoothed mean label and number of rows of each index, float32 [cardinality, 2]."""
-    rows = np.bincount(index, minlength=cardinality)
-    sums = np.bincount(index, weights=labels, minlength=cardinality)
-    means = (sums + PRIOR_ROWS * labels.mean()) / (rows + PRIOR_ROWS)
-    return np.column_stack([means, rows]).astype(np.float32)

@@ -1,8 +1,8 @@
-"""The default data: worlds with a known ceiling.
+"""The default data of the ranking models: a synthetic world with a known ceiling.
 
-Every row of such a world comes with its truth, the expectation of each target given the features. A
-model can at best rank by the truth, so the truth's own metrics are the ceiling (the oracle) that a
-trained model is printed beside. The truth goes to files of its own and never into the inputs.
+Every row comes with its truth, the expectation of each target given the features. No model can rank
+better than the truth does, so the metrics of the truth (the oracle) are the ceiling that reports
+compare a model with. The truth goes into separate files, never into the inputs.
 """
 
 from collections.abc import Mapping
@@ -14,30 +14,32 @@ from scipy.special import expit, logit
 
 from training.folders import writing_folder
 
-# Train: enough for an AUC within .002 of the oracle. Test: enough for a standard error of .002.
+# Enough training rows for an AUC within .002 of the oracle, and enough test rows for a standard
+# error of .002.
 IMPRESSION_ROWS: Mapping[str, int] = {"train": 200_000, "valid": 20_000, "test": 100_000}
 _SEEDS = {"train": 1, "valid": 2, "test": 3}
 
-# Standard deviations of the two latent tastes over the whole world, so that a row's expected watch
-# time does not depend on the sample that it is drawn in.
+# Standard deviations of the two latent tastes over the whole world. Those of a sample would make a
+# row's expected watch time depend on the other rows.
 _CLICK_TASTE_SD = 1.28
 _WATCH_TASTE_SD = 0.614
 
 
 def impressions(n: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Draw item impressions: was it clicked, how long was it watched, what was bought.
+    """Draw item impressions with their outcomes: clicks, watch time, purchases.
 
-    Price matters by how well it fits the user's age and gender, which no single column shows: a
-    linear model stays far below the oracle. Watch time and purchases follow a taste of their own.
+    The effect of the price depends on the user's age and gender, which no single column shows, so a
+    linear model stays far below the oracle. Watch time and purchases depend on a second taste.
 
     Args:
         n: Number of rows.
-        seed: Seed of the draw; the same seed gives the same rows.
+        seed: Seed of the draw.
 
     Returns:
-        The inputs (`item_ctr`, `item_cvr`, `item_price`, `user_age` in years, `user_gender` 0
-        unknown, 1 male, 2 female, and the targets `label` 0/1, `watch_time` in seconds, `gmv` in
-        the price's currency) and the truth (the expectation of each target, under its name).
+        The inputs and the truth, n rows each. The inputs are `item_ctr`, `item_cvr`, `item_price`,
+        `user_age` in years, `user_gender` (0 unknown, 1 male, 2 female) and the targets: `label`
+        (0 or 1), `watch_time` in seconds, `gmv` in the currency of the price. The truth has a
+        column for each target: its expectation.
     """
     rng = np.random.default_rng(seed)
     item_ctr = rng.beta(2, 18, n).clip(0.005, 0.6).round(5)
@@ -88,7 +90,7 @@ def impressions(n: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     truth = pd.DataFrame(
         {
             "label": click_probability,
-            # The mean of a lognormal; the cap at 600 s is too rare to show.
+            # The mean of a lognormal. The cap at 600 s is too rare to matter.
             "watch_time": click_probability * np.exp(log_watch + 0.6**2 / 2),
             "gmv": click_probability * buy_probability * item_price,
         }
@@ -97,17 +99,16 @@ def impressions(n: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def generate_impressions(folder: Path, rows: Mapping[str, int] = IMPRESSION_ROWS) -> None:
-    """Write impressions as `{split}.csv` and `{split}_truth.parquet`, unless the folder is there.
+    """Write `{split}.csv` and `{split}_truth.parquet`, unless the folder exists.
 
-    The folder appears whole or not at all: a killed run leaves no half data set behind for the next
-    one to train on.
+    The folder appears complete or not at all, so that no run trains on what a killed run left.
 
     Args:
         folder: The folder to make, such as `data/impressions`.
-        rows: Number of rows by split name.
+        rows: Number of rows by split.
 
     Raises:
-        OSError: The folder cannot be written.
+        OSError: If the folder cannot be written.
     """
     if folder.exists():
         return

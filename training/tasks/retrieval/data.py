@@ -1,6 +1,8 @@
-"""Who chose what from a catalogue: the data of the two-tower model, its baselines, its report.
+"""The data of the two-tower model: which items users chose or passed over.
 
-Shapes: B choices, N items of the catalogue, C matrix columns.
+A user is identified by the values of the user columns.
+
+Shapes: B positives, N items of the catalog, C matrix columns.
 """
 
 from __future__ import annotations
@@ -25,34 +27,35 @@ from training.data.splits import Splits, label_problems, load_splits
 from training.golden import golden_rows
 from training.metrics.retrieval import Indices, Scores
 from training.run import RunConfig, split_names
-from training.tasks.retrieval.world import generate_choices, truth_path
+from training.tasks.retrieval.world import generate_interactions, truth_path
 
 DEFAULT_DATA = Path("data/two_tower_data.csv")
 DEFAULT_ITEM_ID = "item_id"
-# Columns of the default data that its truth goes by.
+# User columns of the default data, by which its truth is stored.
 TRUTH_COLUMNS = ["user_age", "user_gender"]
 
-# Scores of all items for some rows of the test split, [rows, N].
-Scorer = Callable[[slice], Scores]
+# Maps some of the test positives to their scores of all items, [rows, N].
+ScoreItems = Callable[[slice], Scores]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ChoicesConfig(RunConfig):
-    """Where the data comes from.
+class RetrievalConfig(RunConfig):
+    """The data of the two-tower model.
 
     Attributes:
-        data_path: A file, a folder with a train, valid and test file, a folder or pattern of files
-            that follow each other, or the s3:// URL of one of these; when left out, a synthetic
-            world with a known ceiling is generated into data/two_tower_data.csv.
+        data_path: A file; a folder with a train, a valid and a test file; a folder or pattern of
+            files that are read one after the other; or the s3:// URL of any of these. By default, a
+            synthetic world with a known ceiling is generated into data/two_tower_data.csv.
         user_cols: Input columns of the user tower in its order, separated by commas.
-        item_cols: Input columns of the item tower; with the item id among them it is embedded too.
-        categorical: Those of both that are ids or strings, separated by commas.
-        item_id_col: Column that tells items apart; when left out item_id, or where the data has
-            none, the values of item-cols.
-        label: Column with 1 for an item that was chosen, 0 for one that was shown and was not.
-        time_column: Split one file by this column's order, instead of by a seeded shuffle.
+        item_cols: Input columns of the item tower. The item id is embedded if it is among them.
+        categorical: User and item columns that hold ids or strings, separated by commas.
+        item_id_col: Column that identifies an item. By default item_id; if the data has no such
+            column, the values of item-cols identify the item.
+        label: Column with 1 for an item that was chosen and 0 for one that was shown and was not.
+        time_column: Column to split a single file by, oldest rows first. By default, the split is a
+            seeded shuffle.
     """
 
     column_flags: ClassVar[Sequence[str]] = ("user_cols", "item_cols", "categorical")
@@ -67,17 +70,17 @@ class ChoicesConfig(RunConfig):
 
     @property
     def item_id(self) -> str:
-        """Column that tells items apart, if the data has it."""
+        """Column that identifies an item, if the data has it."""
         return self.item_id_col or DEFAULT_ITEM_ID
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The choices of a split.
+class Positives:
+    """The pairs of a user and a chosen item of one split.
 
     Attributes:
         users: Matrix of the user tower, float32 [B, C].
-        items: What was chosen, as a row of :attr:`Choices.items`, int64 [B].
+        items: Chosen items, as rows of :attr:`RetrievalData.items`, int64 [B].
     """
 
     users: Matrix
@@ -85,15 +88,13 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Rejected:
-    """What the users of the training split were shown and did not choose.
-
-    A user is who the user's columns tell apart.
+class HardNegatives:
+    """Items that the users of the training positives were shown and did not choose.
 
     Attributes:
-        items: Rows of :attr:`Choices.items`, all of one user together, int64.
-        starts: Where the items of a choice's user begin, int64 [B].
-        counts: How many they are, int64 [B]; may be 0.
+        items: Rows of :attr:`RetrievalData.items`, grouped by user, int64.
+        starts: Position in ``items`` of the first one of each positive's user, int64 [B].
+        counts: Number of items of each positive's user, int64 [B]; may be 0.
     """
 
     items: Indices
@@ -102,27 +103,27 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class Choices:
-    """A data set of choices, encoded.
+class RetrievalData:
+    """An encoded data set.
 
     Attributes:
-        user_schema: Learned from the training split.
-        item_schema: The same for items.
-        item_ids: Of all items of all splits, those of the training split first, N.
+        user_schema: Schema of the user features, learned from the training split.
+        item_schema: Schema of the item features, learned from the training split.
+        item_ids: Ids of the items of all splits, N; those of the training split come first.
         items: Matrix of the item tower, float32 [N, C].
-        counts: How often an item was chosen in the training split, int64 [N].
-        n_known: How many items the training split has.
-        train: Choices to fit.
-        valid: Choices to select by.
-        test: Choices to report.
-        rejected: Of the training split.
-        train_frame: The training split before it was encoded.
-        test_frame: The users of the test split's choices before they were encoded, B rows.
-        item_frame: The items before they were encoded, N rows.
-        oracle: The truth's own scores; None unless the data is the default world.
-        golden_users: Raw request rows of the user tower.
-        golden_items: The same for items.
-        sha256: Tells the data from other data.
+        counts: Number of training positives of each item, int64 [N].
+        n_known: Number of items in the training split.
+        train: Positives to fit.
+        valid: Positives to select the epoch by.
+        test: Positives to report on.
+        hard_negatives: Hard negatives of the training positives.
+        train_frame: Training split before encoding.
+        test_frame: Users of the test positives before encoding, B rows.
+        item_frame: Items before encoding, N rows.
+        oracle: True probabilities as scores; None unless the data is the default world.
+        golden_users: Golden request rows of the user tower.
+        golden_items: Golden request rows of the item tower.
+        sha256: Fingerprint of the data.
     """
 
     user_schema: FeatureSchema
@@ -131,29 +132,29 @@ class Choices:
     items: Matrix
     counts: Indices
     n_known: int
-    train: Chosen
-    valid: Chosen
-    test: Chosen
-    rejected: Rejected
+    train: Positives
+    valid: Positives
+    test: Positives
+    hard_negatives: HardNegatives
     train_frame: pd.DataFrame
     test_frame: pd.DataFrame
     item_frame: pd.DataFrame
-    oracle: Scorer | None
+    oracle: ScoreItems | None
     golden_users: list[dict[str, Any]]
     golden_items: list[dict[str, Any]]
     sha256: str
 
 
-def load(config: ChoicesConfig) -> Choices:
+def load_retrieval_data(config: RetrievalConfig) -> RetrievalData:
     """Read, check, split and encode the data.
 
     Raises:
-        DataError: If the data cannot be trained on; says where and why.
+        DataError: If the data is unusable; the message says where and why.
     """
     if config.uses_default_data:
         if not DEFAULT_DATA.exists():
             logger.info("no --data-path: generating a synthetic world in %s", DEFAULT_DATA)
-        generate_choices(DEFAULT_DATA)
+        generate_interactions(DEFAULT_DATA)
     data = config.data(DEFAULT_DATA)
     user_cols, item_cols = split_names(config.user_cols), split_names(config.item_cols)
     id_col = config.item_id
@@ -163,33 +164,35 @@ def load(config: ChoicesConfig) -> Choices:
         fit_schema(splits.train, cols, [name for name in cols if name in categorical])
         for cols in (user_cols, item_cols)
     )
-    every = pd.concat(dict(splits.items()))
-    split_of = every.index.get_level_values(0)
-    items = _codes(every, [id_col] if id_col in every else item_cols)
+    table = pd.concat(dict(splits.items()))
+    split_of = table.index.get_level_values(0)
+    items = _codes(table, [id_col] if id_col in table else item_cols)
     row_of = _latest_rows(items, split_of == "train")
-    was_chosen = (every[config.label] == 1).to_numpy()
+    is_positive = (table[config.label] == 1).to_numpy()
 
-    def chosen(split: str) -> Chosen:
-        rows = was_chosen & (split_of == split)
-        return Chosen(to_matrix(user_schema, every[rows]), items[rows])
+    def positives(split: str) -> Positives:
+        rows = is_positive & (split_of == split)
+        return Positives(to_matrix(user_schema, table[rows]), items[rows])
 
-    train, test_rows = chosen("train"), every[was_chosen & (split_of == "test")]
-    names = every[id_col].iloc[row_of] if id_col in every else range(len(row_of))
+    train, test_rows = positives("train"), table[is_positive & (split_of == "test")]
+    names = table[id_col].iloc[row_of] if id_col in table else range(len(row_of))
     item_ids = [str(name) for name in names]
-    return Choices(
+    return RetrievalData(
         user_schema=user_schema,
         item_schema=item_schema,
         item_ids=item_ids,
-        items=to_matrix(item_schema, every.iloc[row_of]),
+        items=to_matrix(item_schema, table.iloc[row_of]),
         counts=np.bincount(train.items, minlength=len(row_of)),
         n_known=len(np.unique(items[split_of == "train"])),
         train=train,
-        valid=chosen("valid"),
-        test=chosen("test"),
-        rejected=_rejected(_codes(every, user_cols), items, was_chosen, split_of == "train"),
+        valid=positives("valid"),
+        test=positives("test"),
+        hard_negatives=_hard_negatives(
+            _codes(table, user_cols), items, is_positive, split_of == "train"
+        ),
         train_frame=splits.train,
         test_frame=test_rows[user_cols],
-        item_frame=every.iloc[row_of][item_cols],
+        item_frame=table.iloc[row_of][item_cols],
         oracle=_oracle(test_rows, item_ids) if config.uses_default_data else None,
         golden_users=golden_rows(user_schema, splits.test),
         golden_items=golden_rows(item_schema, splits.test),
@@ -198,17 +201,18 @@ def load(config: ChoicesConfig) -> Choices:
 
 
 def _read(
-    data: DataSet, config: ChoicesConfig, user_cols: list[str], item_cols: list[str]
+    data: DataSet, config: RetrievalConfig, user_cols: list[str], item_cols: list[str]
 ) -> Splits:
-    both, categorical = [*user_cols, *item_cols], split_names(config.categorical)
+    """Read the splits; :func:`load_retrieval_data` documents the errors."""
+    columns, categorical = [*user_cols, *item_cols], split_names(config.categorical)
     id_col = config.item_id
     if not user_cols or not item_cols:
-        raise DataError("--user-cols, --item-cols: expected a column or more in each")
-    if twice := [name for name, n in Counter([*both, config.label]).items() if n > 1]:
+        raise DataError("--user-cols, --item-cols: expected at least one column in each")
+    if repeated := [name for name, n in Counter([*columns, config.label]).items() if n > 1]:
         raise DataError(
-            f"{', '.join(twice)}: expected once among --user-cols, --item-cols and --label"
+            f"{', '.join(repeated)}: expected once among --user-cols, --item-cols and --label"
         )
-    if stray := [name for name in categorical if name not in both]:
+    if stray := [name for name in categorical if name not in columns]:
         raise DataError(
             f"--categorical {','.join(stray)}: expected names of --user-cols or --item-cols"
         )
@@ -216,22 +220,22 @@ def _read(
 
     def check(splits: Splits) -> Iterator[str]:
         yield from label_problems(splits, [], [config.label])
-        for split, table in splits.items():
-            if config.label in table:
-                labels = table[config.label].dropna()
+        for split, frame in splits.items():
+            if config.label in frame:
+                labels = frame[config.label].dropna()
                 stray = labels[(labels >= 0) & ~labels.isin((0, 1))]
                 if len(stray):
                     where = f"{split} split, column {config.label}"
                     yield f"{where}: expected 0 or 1, got {stray.iloc[0]:g}"
-            if id_col in table and table[id_col].hasnans:
-                n = table[id_col].isna().sum()
-                yield f"{split} split, column {id_col}: {n} of {len(table)} rows are empty"
+            if id_col in frame and frame[id_col].hasnans:
+                n = frame[id_col].isna().sum()
+                yield f"{split} split, column {id_col}: {n} of {len(frame)} rows are empty"
 
     return load_splits(
         data,
-        [*(name for name in both if name not in tokens), config.label],
+        [*(name for name in columns if name not in tokens), config.label],
         tokens,
-        [] if config.item_id_col or id_col in both else [id_col],
+        [] if config.item_id_col or id_col in columns else [id_col],
         seed=config.seed,
         time_column=config.time_column or None,
         check=check,
@@ -239,33 +243,37 @@ def _read(
 
 
 def _codes(frame: pd.DataFrame, columns: Sequence[str]) -> Indices:
-    """Number distinct values of columns in the order that they appear, int64 [rows]."""
+    """Number the distinct values of columns in order of appearance, int64 [rows]."""
     groups = frame.groupby(list(columns), dropna=False, sort=False)
     return np.asarray(groups.ngroup(), dtype=np.int64)
 
 
 def _latest_rows(items: Indices, in_train: npt.NDArray[np.bool_]) -> Indices:
-    """A row for each item: the last of the training split, or else the last there is."""
+    """Pick a row for each item, int64 [N]: its last training row, else its last row."""
     latest = np.empty(items.max() + 1, dtype=np.int64)
     for rows in (np.flatnonzero(~in_train), np.flatnonzero(in_train)):
-        latest[items[rows]] = rows  # of several rows for one item, the last stays
+        latest[items[rows]] = rows  # of repeated items, NumPy keeps the last row
     return latest
 
 
-def _rejected(
+def _hard_negatives(
     users: Indices,
     items: Indices,
-    was_chosen: npt.NDArray[np.bool_],
+    is_positive: npt.NDArray[np.bool_],
     in_train: npt.NDArray[np.bool_],
-) -> Rejected:
-    rejected, chosen = np.flatnonzero(in_train & ~was_chosen), in_train & was_chosen
-    counts = np.bincount(users[rejected], minlength=users.max() + 1)
+) -> HardNegatives:
+    """Group the training rows without a choice by user; all arguments are [rows]."""
+    negatives, positives = np.flatnonzero(in_train & ~is_positive), in_train & is_positive
+    counts = np.bincount(users[negatives], minlength=users.max() + 1)
     starts = counts.cumsum() - counts
-    order = np.argsort(users[rejected], kind="stable")
-    return Rejected(items[rejected[order]], starts[users[chosen]], counts[users[chosen]])
+    order = np.argsort(users[negatives], kind="stable")
+    return HardNegatives(
+        items[negatives[order]], starts[users[positives]], counts[users[positives]]
+    )
 
 
-def _oracle(test: pd.DataFrame, item_ids: Sequence[str]) -> Scorer | None:
+def _oracle(test: pd.DataFrame, item_ids: Sequence[str]) -> ScoreItems | None:
+    """Read the true probabilities; None if the columns of the data were replaced."""
     path = truth_path(DEFAULT_DATA)
     if not path.exists() or not {*TRUTH_COLUMNS, DEFAULT_ITEM_ID} <= set(test):
         return None

@@ -1,4 +1,7 @@
-"""What the two-tower model is judged on."""
+"""Evaluation of the two-tower model.
+
+Shapes: B test positives, N items of the catalog, D embedding dim.
+"""
 
 from __future__ import annotations
 
@@ -10,61 +13,61 @@ import numpy as np
 from training.evaluation import ALL, HIT_RATE_RATIO, ArchiveOutput, Evaluation, Results, Rows
 from training.golden import request_rows
 from training.metrics.retrieval import Ranks, expected_ranks, retrieval_report
-from training.tasks.retrieval.data import Choices, Scorer
+from training.tasks.retrieval.data import RetrievalData, ScoreItems
 
 _CHUNK_ROWS = 256
 
 
-class ChoicesEvaluation(Evaluation):
-    """Results are the ranks of the chosen items among all, [R], one for each choice."""
+class RetrievalEvaluation(Evaluation):
+    """The results are the ranks of the chosen items among all items, [B]."""
 
     primary = "hr_at_10"
     min_ratio: Mapping[str, float] = {"hr_at_10": HIT_RATE_RATIO}
     floor = "popularity"
-    # Every archive of a run carries both towers.
+    # Every archive of a run contains both towers.
     handler_config: ClassVar[Mapping[str, str]] = {"tower": "user"}
 
-    def __init__(self, data: Choices) -> None:
+    def __init__(self, data: RetrievalData) -> None:
         self.data = data
         self.frame, self.data_sha256 = data.test_frame, data.sha256
         self.train_frame = data.train_frame
         self.chance = min(1.0, 10 / len(data.item_ids))
 
     def rows(self) -> list[Any]:
-        """The users' features."""
+        """Return the users of the test positives as requests."""
         return request_rows(self.data.user_schema, self.data.test_frame)
 
     def items(self) -> list[Any]:
-        """The items' features."""
+        """Return all items as requests."""
         return request_rows(self.data.item_schema, self.data.item_frame)
 
     def results(self, output: ArchiveOutput) -> Results:
-        """Ranks by inner product."""
-        users = np.array(output.predictions, dtype=np.float32)
+        """Rank by the inner product of user and item vectors."""
+        users = np.array(output.predictions, dtype=np.float32)  # [B, D]
         return self.rank(lambda rows: users[rows] @ output.item_vectors.T)
 
-    def rank(self, scorer: Scorer) -> Ranks:
-        """Ranks of the chosen items by the scores of all."""
+    def rank(self, score: ScoreItems) -> Ranks:
+        """Rank the chosen item of each test positive among all items, float64 [B]."""
         targets = self.data.test.items
         parts = [slice(i, i + _CHUNK_ROWS) for i in range(0, len(targets), _CHUNK_ROWS)]
-        return np.concatenate([expected_ranks(scorer(part), targets[part]) for part in parts])
+        return np.concatenate([expected_ranks(score(part), targets[part]) for part in parts])
 
     def baselines(self) -> dict[str, Results]:
-        """Popularity and, on the default data, the truth."""
+        """Return popularity and, on the default data, the oracle."""
         popularity = self.data.counts.astype(np.float64)
-        found = {
+        baselines = {
             "popularity": self.rank(
                 lambda rows: np.tile(popularity, (len(self.data.test.items[rows]), 1))
             )
         }
         if self.data.oracle is not None:
-            found["oracle"] = self.rank(self.data.oracle)
-        return found
+            baselines["oracle"] = self.rank(self.data.oracle)
+        return baselines
 
     def report(self, results: Results, rows: Rows = ALL) -> dict[str, float]:
-        """Hit rate, NDCG and MRR."""
+        """Compute hit rate, NDCG and MRR."""
         return retrieval_report(results[rows], ks=(10, 50))
 
     def ranks(self, results: Results) -> Results | None:
-        """The results themselves."""
+        """Return the results, which are ranks."""
         return results

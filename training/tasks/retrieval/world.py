@@ -1,4 +1,7 @@
-"""The default data of the two-tower model: choices from a catalogue, with a known ceiling."""
+"""The default data of the two-tower model: choices from a catalog, with a known ceiling.
+
+Shapes: N items.
+"""
 
 import os
 import tempfile
@@ -11,13 +14,13 @@ import pandas as pd
 from scipy.special import logit
 
 N_ITEMS = 1_000
-# 30,000 of them are left for training when one file is cut 80/10/10.
-N_CHOICES = 37_500
+# A single file is split 80/10/10, which leaves 30,000 positives for training.
+N_POSITIVES = 37_500
 
-# Of the catalogues that seeds give, one whose ceiling is about the one in docs (R@10 .38, by
-# popularity .23); others range from .34 to .49.
+# This catalog has a recall@10 of .38 for the oracle and .23 for popularity; the oracle's recall for
+# other seeds ranges from .34 to .49.
 _ITEM_SEED = 25
-_CHOICE_SEED = 1
+_INTERACTION_SEED = 1
 
 _AGES = np.arange(18, 66)
 _GENDERS = np.arange(3)
@@ -26,8 +29,8 @@ _GENDER_SHARES = (0.1, 0.45, 0.45)
 Array = npt.NDArray[Any]
 
 
-def catalogue() -> pd.DataFrame:
-    """The items, the most popular first."""
+def catalog() -> pd.DataFrame:
+    """Return the N items, the most popular first."""
     rng = np.random.default_rng(_ITEM_SEED)
     return pd.DataFrame(
         {
@@ -40,19 +43,20 @@ def catalogue() -> pd.DataFrame:
 
 
 def users() -> pd.DataFrame:
-    """Every user that the features can tell apart."""
+    """Return every combination of user features: each age with each gender."""
     ages, genders = np.meshgrid(_AGES, _GENDERS, indexing="ij")
     return pd.DataFrame({"user_age": ages.ravel(), "user_gender": genders.ravel()})
 
 
-def choice_probabilities() -> tuple[Array, Array]:
-    """How users choose.
+def item_probabilities() -> tuple[Array, Array]:
+    """Compute how likely each user is to choose each item.
 
     Returns:
-        The probability that a user of :func:`users` chooses an item of :func:`catalogue`, float64
-        [users, items], rows sum to 1; and how much the user likes it, whatever its popularity.
+        The probability that a user of :func:`users` chooses an item of :func:`catalog`, float64
+        [users, N], whose rows sum to 1; and how much the user likes the item regardless of its
+        popularity, float64 [users, N].
     """
-    items, people = catalogue(), users()
+    items, people = catalog(), users()
     price = _standardized(np.log(items["item_price"]))
     cvr = _standardized(np.log(items["item_cvr"]))
     ctr = _standardized(logit(items["item_ctr"]))
@@ -67,65 +71,75 @@ def choice_probabilities() -> tuple[Array, Array]:
     return chosen / chosen.sum(axis=1, keepdims=True), liking
 
 
-def choices(n: int, seed: int) -> pd.DataFrame:
-    """Draw users who see items, take one (label 1) and pass over another (label 0).
+def interactions(n: int, seed: int) -> pd.DataFrame:
+    """Draw users who are shown items, choose one (label 1) and pass over another (label 0).
 
-    Items are shown by popularity and taken by liking, which gives :func:`choice_probabilities`.
+    The chance of being shown depends on popularity and the chance of being chosen on liking; their
+    product is :func:`item_probabilities`.
+
+    Args:
+        n: Number of users; each has two rows.
+        seed: Seed of the draw.
+
+    Returns:
+        Columns of the user and the item, and ``label``, 2 n rows.
     """
     rng = np.random.default_rng(seed)
-    items, people = catalogue(), users()
-    chosen, liking = choice_probabilities()
-    passed = _popularity() * (1 - np.exp(liking - liking.max()))
+    items, people = catalog(), users()
+    chosen, liking = item_probabilities()
+    passed_over = _popularity() * (1 - np.exp(liking - liking.max()))
     ages = rng.normal(34, 11, n).clip(_AGES[0], _AGES[-1]).round().astype(np.int64)
     genders = rng.choice(_GENDERS, n, p=_GENDER_SHARES)
-    who = (ages - _AGES[0]) * len(_GENDERS) + genders
-    drawn = np.stack([_draw(rng, chosen, who), _draw(rng, passed, who)], axis=1)  # [n, 2]
-    rows = people.take(who.repeat(2)).reset_index(drop=True)
+    user_rows = (ages - _AGES[0]) * len(_GENDERS) + genders
+    drawn = np.stack(
+        [_draw(rng, chosen, user_rows), _draw(rng, passed_over, user_rows)], axis=1
+    )  # [n, 2]
+    rows = people.take(user_rows.repeat(2)).reset_index(drop=True)
     shown = items.take(drawn.ravel()).reset_index(drop=True)
     return rows.join(shown).assign(label=np.tile([1, 0], n))
 
 
-def generate_choices(path: Path, n: int = N_CHOICES) -> None:
-    """Write choices to a CSV, unless it is there, and the truth to ``*_truth.parquet`` beside it.
+def generate_interactions(path: Path, n: int = N_POSITIVES) -> None:
+    """Write a CSV, unless it exists, and its truth to ``*_truth.parquet`` in the same folder.
 
-    The truth is the probability of each item for each user. The CSV appears last and whole.
+    The truth is the probability of each item for each user. The CSV appears last, and complete.
 
     Args:
-        path: Such as ``data/two_tower_data.csv``.
-        n: Number of choices; there are two rows to each.
+        path: The CSV to write, such as ``data/two_tower_data.csv``.
+        n: Number of positives; each comes with a negative.
     """
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    probabilities, _ = choice_probabilities()
-    truth = users().merge(catalogue()[["item_id"]], how="cross")
+    probabilities, _ = item_probabilities()
+    truth = users().merge(catalog()[["item_id"]], how="cross")
     truth["probability"] = probabilities.ravel()
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".generating-") as scratch:
         rows = Path(scratch) / path.name
-        choices(n, _CHOICE_SEED).to_csv(rows, index=False)
+        interactions(n, _INTERACTION_SEED).to_csv(rows, index=False)
         truth.to_parquet(Path(scratch) / truth_path(path).name, index=False)
         os.replace(Path(scratch) / truth_path(path).name, truth_path(path))
         os.replace(rows, path)
 
 
 def truth_path(path: Path) -> Path:
-    """Where the truth about a generated CSV is."""
+    """Return the path of a generated CSV's truth."""
     return path.with_name(f"{path.stem}_truth.parquet")
 
 
 def _popularity() -> Array:
-    """How often items are shown, by rank."""
+    """Return how often each item is shown, up to a factor, float64 [N]."""
     return np.arange(1, N_ITEMS + 1) ** -0.5
 
 
 def _draw(rng: np.random.Generator, weights: Array, rows: Array) -> Array:
-    """One column for each of ``rows``, as likely as the row's weights say."""
+    """Draw a column for each of ``rows``, with the weights of that row, int64 [len(rows)]."""
     cumulative = weights.cumsum(axis=1)
     points = rng.random(len(rows)) * cumulative[rows, -1]
     drawn = np.empty(len(rows), dtype=np.int64)
     for row in np.unique(rows):
-        mine = rows == row
-        drawn[mine] = np.searchsorted(cumulative[row], points[mine], side="right")
+        selected = rows == row
+        drawn[selected] = np.searchsorted(cumulative[row], points[selected], side="right")
     return drawn
 
 

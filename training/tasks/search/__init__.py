@@ -1,1 +1,1 @@
-"""Find the documents that a query means."""
+"""Find the documents that are relevant to a query."""

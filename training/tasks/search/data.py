@@ -1,6 +1,6 @@
-"""Which documents were meant by which queries: DSSM's data, its baselines, its report.
+"""The data of DSSM: pairs of a query and a document, which is relevant to the query or not.
 
-Shapes: B queries, N documents, R pairs of a query and a document, K components of a vector.
+Shapes: B queries, N documents, R pairs.
 """
 
 from __future__ import annotations
@@ -18,49 +18,52 @@ import torch
 import tyro
 from torch import Tensor
 
-from handlers.models.text import TokenBags
-from handlers.schema import Feature, FeatureSchema
-from training.data.features import fit_schema, to_matrix
+from training.data.features import fit_schema
 from training.data.files import read_parquet
-from training.data.sources import DataError
-from training.data.splits import label_problems, load_splits
+from training.data.sources import DataError, DataSet
+from training.data.splits import Splits, label_problems, load_splits
 from training.golden import golden_rows
 from training.metrics.retrieval import Indices
 from training.run import RunConfig, split_names
-from training.tasks.search import world as worlds_search
+from training.tasks.search.columns import FeatureColumns, Inputs, TextColumn
+from training.tasks.search.world import (
+    DOC_COLUMNS,
+    QUERY_COLUMNS,
+    generate_feature_pairs,
+    generate_text_pairs,
+)
 
 DEFAULT_DATA = Path("data/searches")
 DEFAULT_TEXT_DATA = Path("data/text_searches")
 DEFAULT_LABEL = "label"
 DEFAULT_DOC_ID = "doc_id"
 
-# A request's row may wrap the query's columns in an object of this name.
+# A request row may wrap the columns of the query in an object of this name.
 WRAPPER = "query_features"
-
-
-# Queries or documents as a tower takes them: a matrix, float32 [B, C], or texts.
-Inputs = Tensor | TokenBags
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class SearchConfig(RunConfig):
-    """Where the data comes from: rows of a query, a document and whether it was meant.
+    """The data of DSSM: each row has a query, a document and whether the document is relevant.
 
     Attributes:
-        data_path: A file, a folder with a train, valid and test file, a folder or pattern of files
-            that follow each other, or the s3:// URL of one of these; when left out, a synthetic
-            world with a known ceiling is generated into data/searches or, with --text,
+        data_path: A file; a folder with a train, a valid and a test file; a folder or pattern of
+            files that are read one after the other; or the s3:// URL of any of these. By default, a
+            synthetic world with a known ceiling is generated into data/searches or, with --text,
             data/text_searches.
-        text: A query is a text, and so is a document, instead of columns of features.
-        query_cols: Columns of a query in the model's order, separated by commas; one with --text.
-        doc_cols: The same for a document.
-        categorical: Those of both that are ids or strings.
-        doc_id: Column that names a document; where the data has none, its values do.
-        label: Column with 1 for a document that was meant, 0 for one that was not; where the data
-            has none, all were meant, and no document that a query never comes with.
-        time_column: Split one file by this column's order, instead of by a seeded shuffle.
+        text: Queries and documents are texts instead of columns of features.
+        query_cols: Columns of a query in the order of the model, separated by commas; a single one
+            with --text.
+        doc_cols: Columns of a document, likewise.
+        categorical: Query and document columns that hold ids or strings, separated by commas.
+        doc_id: Column that identifies a document. If the data has no such column, the values of
+            doc-cols identify the document.
+        label: Column with 1 for a relevant document and 0 for an irrelevant one. If the data has no
+            such column, the documents that a query comes with are relevant and all others are not.
+        time_column: Column to split a single file by, oldest rows first. By default, the split is a
+            seeded shuffle.
     """
 
     column_flags: ClassVar[Sequence[str]] = ("query_cols", "doc_cols", "categorical")
@@ -76,52 +79,17 @@ class SearchConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class FeatureColumns:
-    """Columns that are features."""
-
-    schema: FeatureSchema
-
-    def encode(self, frame: pd.DataFrame) -> Tensor:
-        """Rows -> a matrix, float32 [B, C]."""
-        return torch.from_numpy(to_matrix(self.schema, frame))
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """As the meta file holds them."""
-        return self.schema.to_json()
-
-
-@dataclass(frozen=True)
-class TextColumn:
-    """A column of texts."""
-
-    name: str
-
-    @property
-    def schema(self) -> FeatureSchema:
-        """What the column is in a request: like a category, a string or a number."""
-        return FeatureSchema([Feature(self.name, kind="category")])
-
-    def encode(self, frame: pd.DataFrame) -> TokenBags:
-        """Rows -> texts; a missing one is empty."""
-        return TokenBags.of(frame[self.name].fillna(""))
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """As the meta file holds it."""
-        return [{"name": self.name, "kind": "text", "default": ""}]
-
-
-@dataclass(frozen=True)
-class Searches:
-    """The pairs of one split, all of a query together.
+class SearchPairs:
+    """The pairs of one split, grouped by query.
 
     Attributes:
-        frame: The distinct queries, B rows.
-        queries: The same, encoded.
-        counts: How many pairs each query has, int64 [B].
+        frame: Distinct queries before encoding, B rows.
+        queries: Distinct queries, encoded, B.
+        counts: Number of pairs of each query, int64 [B].
         owner: Query of each pair, int64 [R].
         docs: Document of each pair, int64 [R].
-        labels: Whether it was meant, 0 or 1, float32 [R].
-        order: Where each pair was in the file, int64 [R].
+        labels: 1 if the document is relevant, else 0, float32 [R].
+        order: Row of each pair in the file, int64 [R].
     """
 
     frame: pd.DataFrame
@@ -135,58 +103,93 @@ class Searches:
 
 @dataclass(frozen=True)
 class SearchData:
-    """A data set, encoded.
+    """An encoded data set.
 
     Attributes:
-        query_columns: How queries are encoded.
-        doc_columns: How documents are.
-        train_frame: The training split before it was encoded.
+        query_columns: Encoder of the queries.
+        doc_columns: Encoder of the documents.
+        train_frame: Training split before encoding.
         train: Pairs to fit.
-        valid: Pairs to select and to calibrate by.
-        test: Pairs to report.
-        doc_frame: The distinct documents of all splits, N rows, those of the training split first.
-        docs: The same, encoded.
-        n_known: How many documents the training split has.
-        doc_rows: Names of the documents to export, and their rows of ``doc_frame``.
-        labelled: Whether some pairs say that a document was not meant.
-        oracle: The truth of each pair of the test split as it is in its file: probability of the
-            label, or rank of the document; None unless the data is synthetic.
-        sha256: Tells the data from other data.
+        valid: Pairs to select the epoch and to calibrate by.
+        test: Pairs to report on.
+        doc_frame: Distinct documents of all splits before encoding, N rows; those of the training
+            split come first.
+        docs: Distinct documents, encoded, N.
+        n_known: Number of documents in the training split.
+        doc_rows: Row of ``doc_frame`` by id, for the documents to export.
+        labeled: Whether the data has a label column.
+        oracle: The truth of each test row in the order of the file, float64 [R]: the probability of
+            the label, or the rank of the document. None unless the data is synthetic.
+        sha256: Fingerprint of the data.
     """
 
     query_columns: FeatureColumns | TextColumn
     doc_columns: FeatureColumns | TextColumn
     train_frame: pd.DataFrame
-    train: Searches
-    valid: Searches
-    test: Searches
+    train: SearchPairs
+    valid: SearchPairs
+    test: SearchPairs
     doc_frame: pd.DataFrame
     docs: Inputs
     n_known: int
     doc_rows: dict[str, int]
-    labelled: bool
+    labeled: bool
     oracle: npt.NDArray[np.float64] | None
     sha256: str
 
     @property
     def vocabularies(self) -> dict[str, list[str]]:
-        """Tokens by category feature, of queries and documents."""
+        """Tokens of the categories of queries and documents, by feature."""
         schemas = self.query_columns.schema, self.doc_columns.schema
         return schemas[0].vocabularies() | schemas[1].vocabularies()
 
 
-def load(config: SearchConfig) -> SearchData:
+def load_search_data(config: SearchConfig) -> SearchData:
     """Read, check, split and encode the data.
 
     Raises:
-        DataError: If the data cannot be trained on; says where and why.
+        DataError: If the data is unusable; the message says where and why.
     """
     default = DEFAULT_TEXT_DATA if config.text else DEFAULT_DATA
     if config.uses_default_data:
         _generate(default, config.text)
     data = config.data(default)
     query_cols, doc_cols = _columns(config)
-    columns, categorical = [*query_cols, *doc_cols], split_names(config.categorical)
+    splits = _read(data, config, [*query_cols, *doc_cols])
+    query_columns, doc_columns = (
+        TextColumn(*cols)
+        if config.text
+        else FeatureColumns(fit_schema(splits.train, cols, split_names(config.categorical)))
+        for cols in (query_cols, doc_cols)
+    )
+    table = pd.concat(splits, ignore_index=True)
+    docs, first = _distinct(table[doc_cols])
+    doc_frame = table.loc[first, doc_cols].reset_index(drop=True)
+    ends = np.cumsum([len(splits.train), len(splits.valid)])
+    train, valid, test = (
+        _pairs(frame, query_cols, query_columns, docs_of_split, config.label)
+        for frame, docs_of_split in zip(splits, np.split(docs, ends), strict=True)
+    )
+    return SearchData(
+        query_columns=query_columns,
+        doc_columns=doc_columns,
+        train_frame=splits.train,
+        train=train,
+        valid=valid,
+        test=test,
+        doc_frame=doc_frame,
+        docs=doc_columns.encode(doc_frame),
+        n_known=int(train.docs.max()) + 1,
+        doc_rows=_doc_rows(table, config.doc_id, docs, doc_frame),
+        labeled=config.label in splits.train,
+        oracle=_oracle(default) if config.uses_default_data else None,
+        sha256=data.sha256(*splits),
+    )
+
+
+def _read(data: DataSet, config: SearchConfig, columns: list[str]) -> Splits:
+    """Read the splits; :func:`load_search_data` documents the errors."""
+    categorical = split_names(config.categorical)
     if stray := [name for name in categorical if name not in columns]:
         raise DataError(
             f"--categorical {','.join(stray)}: expected names of --query-cols, --doc-cols"
@@ -205,96 +208,70 @@ def load(config: SearchConfig) -> SearchData:
         raise DataError(
             f"{data.name}: missing column {config.doc_id}; leave --doc-id out if there is none"
         )
-    labelled = config.label in splits.train
-    if not labelled and config.label == DEFAULT_LABEL:
-        logger.info("%s: no column %s, so every document was meant", data.name, config.label)
-    elif not labelled:
-        raise DataError(
-            f"{data.name}: missing column {config.label}; leave --label out if all match"
-        )
-
-    encoders: list[FeatureColumns | TextColumn] = [
-        TextColumn(*cols)
-        if config.text
-        else FeatureColumns(fit_schema(splits.train, cols, categorical))
-        for cols in (query_cols, doc_cols)
-    ]
-    query_columns, doc_columns = encoders
-    every = pd.concat([splits.train, splits.valid, splits.test], ignore_index=True)
-    docs, first = _distinct(every[doc_cols])
-    doc_frame = every.loc[first, doc_cols].reset_index(drop=True)
-    ends = np.cumsum([len(splits.train), len(splits.valid)])
-    train, valid, test = (
-        _searches(frame, query_cols, query_columns, of_rows, config.label)
-        for frame, of_rows in zip(splits, np.split(docs, ends), strict=True)
-    )
-    return SearchData(
-        query_columns=query_columns,
-        doc_columns=doc_columns,
-        train_frame=splits.train,
-        train=train,
-        valid=valid,
-        test=test,
-        doc_frame=doc_frame,
-        docs=doc_columns.encode(doc_frame),
-        n_known=int(train.docs.max()) + 1,
-        doc_rows=_doc_rows(every, config.doc_id, docs, doc_frame),
-        labelled=labelled,
-        oracle=_truth(default) if config.uses_default_data else None,
-        sha256=data.sha256(*splits),
-    )
+    if config.label not in splits.train:
+        if config.label != DEFAULT_LABEL:
+            raise DataError(
+                f"{data.name}: missing column {config.label}; leave --label out if every document "
+                "is relevant"
+            )
+        logger.info("%s: no column %s, so every document is relevant", data.name, config.label)
+    return splits
 
 
 def _generate(path: Path, text: bool) -> None:
     if not path.exists():
         logger.info("no --data-path: generating a synthetic world in %s", path)
-    if text:
-        worlds_search.generate_text_searches(path)
-    else:
-        worlds_search.generate_feature_searches(path)
+    generate = generate_text_pairs if text else generate_feature_pairs
+    generate(path)
 
 
-def _truth(folder: Path) -> npt.NDArray[np.float64]:
+def _oracle(folder: Path) -> npt.NDArray[np.float64]:
     return read_parquet(folder / "test_truth.parquet").to_numpy(np.float64)[:, 0]
 
 
 def _columns(config: SearchConfig) -> tuple[list[str], list[str]]:
+    """Return the names of the query columns and of the document columns."""
     if config.text:
         query_cols = split_names(config.query_cols) or ["query"]
         doc_cols = split_names(config.doc_cols) or ["doc"]
     else:
-        query_cols = split_names(config.query_cols) or list(worlds_search.QUERY_COLUMNS)
-        doc_cols = split_names(config.doc_cols) or list(worlds_search.DOC_COLUMNS)
+        query_cols = split_names(config.query_cols) or list(QUERY_COLUMNS)
+        doc_cols = split_names(config.doc_cols) or list(DOC_COLUMNS)
     for flag, columns in (("--query-cols", query_cols), ("--doc-cols", doc_cols)):
         if config.text and len(columns) > 1:
             raise DataError(f"{flag}: expected one column with --text, got {', '.join(columns)}")
     if WRAPPER in query_cols:
         raise DataError(
-            f"--query-cols {WRAPPER}: a request's row needs this name; rename the column"
+            f"--query-cols {WRAPPER}: the name is reserved in request rows; rename the column"
         )
     return query_cols, doc_cols
 
 
 def _distinct(frame: pd.DataFrame) -> tuple[Indices, Indices]:
-    """The number of each row's values, in order of appearance, and the first row of each number."""
+    """Number the distinct rows in order of appearance.
+
+    Returns:
+        Number of each row, int64 [rows], and the first row with each number, int64 [distinct rows].
+    """
     numbers, _ = pd.factorize(pd.util.hash_pandas_object(frame, index=False))
     _, first = np.unique(numbers, return_index=True)
     return numbers, first
 
 
-def _searches(
+def _pairs(
     frame: pd.DataFrame,
     query_cols: Sequence[str],
     columns: FeatureColumns | TextColumn,
     docs: Indices,
     label: str,
-) -> Searches:
+) -> SearchPairs:
+    """Group the rows of a split by query; ``docs`` is the document of each row, int64 [R]."""
     queries = frame[list(query_cols)].reset_index(drop=True)
     numbers, first = _distinct(queries)
     order = np.argsort(numbers, kind="stable")
     labels = frame[label].to_numpy() if label in frame else np.ones(len(frame))
     distinct = queries.loc[first].reset_index(drop=True)
-    return Searches(
+    return SearchPairs(
         frame=distinct,
         queries=columns.encode(distinct),
         counts=torch.from_numpy(np.bincount(numbers)),
@@ -306,21 +283,18 @@ def _searches(
 
 
 def _doc_rows(
-    every: pd.DataFrame, doc_id: str, docs: Indices, doc_frame: pd.DataFrame
+    table: pd.DataFrame, doc_id: str, docs: Indices, doc_frame: pd.DataFrame
 ) -> dict[str, int]:
-    """Rows of documents by name; whose columns change over time counts as it came last."""
-    if doc_id in every:
-        last = pd.Series(docs).groupby(every[doc_id], sort=False).last()
+    """Map ids to rows of ``doc_frame``; if the columns of an id change, the last values count."""
+    if doc_id in table:
+        last = pd.Series(docs).groupby(table[doc_id], sort=False).last()
         return {str(name): int(row) for name, row in last.items()}
-    texts = doc_frame.astype(str).agg(",".join, axis=1)
-    return {name: row for row, name in enumerate(texts)}
+    values = doc_frame.astype(str).agg(",".join, axis=1)
+    return {name: row for row, name in enumerate(values)}
 
 
-def golden(data: SearchData) -> tuple[list[dict[str, Any]], Inputs]:
-    """Raw request rows, most of them with the wrapper, and the same encoded as training does."""
+def golden_queries(data: SearchData) -> tuple[list[dict[str, Any]], Inputs]:
+    """Return golden request rows, most of them wrapped, and the same queries encoded."""
     rows = golden_rows(data.query_columns.schema, data.test.frame)
     inputs = data.query_columns.encode(pd.DataFrame(rows))
     return [row if i % 4 == 2 else {WRAPPER: row} for i, row in enumerate(rows)], inputs
-
-
-# The report

@@ -1,4 +1,7 @@
-"""What DSSM is judged on."""
+"""Evaluation of DSSM.
+
+Shapes: B queries, N documents, R pairs of a query and a document, D components of a vector.
+"""
 
 from __future__ import annotations
 
@@ -10,52 +13,27 @@ import torch
 from scipy import sparse
 from scipy.special import expit
 from sklearn.feature_extraction.text import TfidfVectorizer
-from torch import Tensor
 
 from handlers.models.text import TokenBags, words
 from training.evaluation import ALL, HIT_RATE_RATIO, ArchiveOutput, Evaluation, Results, Rows
 from training.golden import request_rows
 from training.metrics.ranking import ranking_report
 from training.metrics.retrieval import Indices, Scores, expected_ranks, retrieval_report
-from training.tasks.search.data import SearchData, Searches
+from training.tasks.search.data import SearchData
 
 TOP_K = (1, 10)
 
-
 _CHUNK_ROWS = 256
 
-
-# About so many pairs are enough to calibrate a probability by, and to see whether it is right.
-_CALIBRATION_PAIRS = 200_000
-
-
-# Arrays or scipy's sparse matrices, [B, K] and [N, K]: their inner products are scores.
+# Array or sparse matrix of SciPy, [B or N, D]; scores are inner products of such vectors.
 Vectors: TypeAlias = Any
 
 
-def calibration_pairs(data: SearchData, split: Searches) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs that a probability is fitted to, or judged by.
-
-    Returns:
-        Query, document, int64 [R], and label, float32 [R]: the split's own pairs where they are
-        labelled, else some of its queries with every document.
-    """
-    if data.labelled:
-        return split.owner, split.docs, split.labels
-    n_docs = len(data.docs)
-    n_queries = min(len(split.queries), 1 + _CALIBRATION_PAIRS // n_docs)
-    labels = torch.zeros(n_queries, n_docs)
-    some = split.owner < n_queries
-    labels[split.owner[some], split.docs[some]] = 1.0
-    queries = torch.arange(n_queries).repeat_interleave(n_docs)
-    return queries, torch.arange(n_docs).repeat(n_queries), labels.ravel()
-
-
 class SearchEvaluation(Evaluation):
-    """A result is the probability that a pair's document was meant, or without labels its rank.
+    """Evaluates pairs; without labels, every document of a pair is relevant.
 
-    Args:
-        data: The data set.
+    The results, [R], are probabilities that the documents are relevant or, without labels, the
+    ranks of the documents among all.
     """
 
     floor = "popularity"
@@ -68,7 +46,7 @@ class SearchEvaluation(Evaluation):
         self.frame = data.test.frame.iloc[owner]
         self.groups = owner
         self.labels = data.test.labels.numpy()
-        if data.labelled:
+        if data.labeled:
             self.primary, self.chance = "auc", 0.5
             self.min_ratio, self.max_ratio = {"auc": 0.99}, {"logloss": 1.01}
         else:
@@ -76,60 +54,65 @@ class SearchEvaluation(Evaluation):
             self.min_ratio = {"hr_at_10": HIT_RATE_RATIO}
 
     def rows(self) -> list[Any]:
-        """The distinct queries."""
+        """Return the distinct queries of the test split as requests."""
         return request_rows(self.data.query_columns.schema, self.data.test.frame)
 
     def items(self) -> list[Any]:
-        """The documents."""
+        """Return all documents as requests."""
         return request_rows(self.data.doc_columns.schema, self.data.doc_frame)
 
     def results(self, output: ArchiveOutput) -> Results:
-        """By the cosine; labelled pairs by the probability that the archive's meta makes of it."""
+        """Score by the cosine, calibrated by the archive's meta file if the pairs are labeled."""
         results = self.score(np.array(output.predictions, np.float32), output.item_vectors)
-        if not self.data.labelled:
+        if not self.data.labeled:
             return results
         calibration = output.meta["calibration"]
         probabilities: Results = expit(calibration["slope"] * results + calibration["intercept"])
         return probabilities
 
     def score(self, queries: Vectors, docs: Vectors) -> Results:
-        """Inner products of labelled pairs, else the rank of what was meant among all documents.
+        """Score the test pairs.
 
         Args:
-            queries: Vectors of the test split's queries, [B, K].
-            docs: Vectors of all documents, [N, K].
+            queries: Vectors of the distinct queries, [B, D].
+            docs: Vectors of all documents, [N, D].
+
+        Returns:
+            Inner products of labeled pairs, else the ranks of the documents among all, [R].
         """
-        owner, found = self.groups, self.data.test.docs.numpy()
+        owner, targets = self.groups, self.data.test.docs.numpy()
         chunks = np.split(np.arange(len(owner)), range(_CHUNK_ROWS, len(owner), _CHUNK_ROWS))
-        if self.data.labelled:
-            products = [_dense(queries[owner[c]]) * _dense(docs[found[c]]) for c in chunks]
+        if self.data.labeled:
+            products = [_dense(queries[owner[c]]) * _dense(docs[targets[c]]) for c in chunks]
             return np.concatenate([product.sum(axis=1) for product in products])
-        ranks = [expected_ranks((docs @ _dense(queries[owner[c]]).T).T, found[c]) for c in chunks]
+        ranks = [expected_ranks((docs @ _dense(queries[owner[c]]).T).T, targets[c]) for c in chunks]
         return np.concatenate(ranks)
 
     def baselines(self) -> dict[str, Results]:
-        """Popularity, shared words and, on synthetic data, the truth."""
+        """Return popularity, TF-IDF for texts and, on synthetic data, the oracle."""
         data, n_docs = self.data, len(self.data.docs)
-        meant = torch.bincount(data.train.docs, data.train.labels, minlength=n_docs).numpy()
-        if data.labelled:  # the rate, drawn to the mean where there are few pairs
-            meant = (meant + data.train.labels.mean().item()) / (
+        popularity = torch.bincount(data.train.docs, data.train.labels, minlength=n_docs).numpy()
+        if data.labeled:  # the share of relevant pairs, smoothed by one pair at the mean
+            popularity = (popularity + data.train.labels.mean().item()) / (
                 torch.bincount(data.train.docs, minlength=n_docs).numpy() + 1
             )
         constant = np.ones((len(data.test.queries), 1))
-        found = {"popularity": self.score(constant, meant[:, None])}
+        baselines = {"popularity": self.score(constant, popularity[:, None])}
         if isinstance(data.docs, TokenBags):
-            texts = [frame.iloc[:, 0].fillna("") for frame in (data.train.frame, data.doc_frame)]
+            queries, docs = (
+                frame.iloc[:, 0].fillna("") for frame in (data.train.frame, data.doc_frame)
+            )
             tfidf = TfidfVectorizer(analyzer=words)
-            tfidf.fit(pd.concat([texts[0], texts[1][: data.n_known]]))
-            asked = tfidf.transform(data.test.frame.iloc[:, 0].fillna(""))
-            found["TF-IDF"] = self.score(asked, tfidf.transform(texts[1]))
+            tfidf.fit(pd.concat([queries, docs[: data.n_known]]))
+            test_queries = tfidf.transform(data.test.frame.iloc[:, 0].fillna(""))
+            baselines["TF-IDF"] = self.score(test_queries, tfidf.transform(docs))
         if data.oracle is not None:
-            found["oracle"] = data.oracle[data.test.order]
-        return found
+            baselines["oracle"] = data.oracle[data.test.order]
+        return baselines
 
     def report(self, results: Results, rows: Rows = ALL) -> dict[str, float]:
-        """Of labelled pairs what a ranker's are, gauc by query where one has both labels."""
-        if not self.data.labelled:
+        """Compute ranking metrics of labeled pairs, with GAUC by query, else retrieval metrics."""
+        if not self.data.labeled:
             return retrieval_report(results[rows], TOP_K)
         labels = self.labels[rows]
         if len(np.unique(labels)) < 2:
@@ -137,12 +120,12 @@ class SearchEvaluation(Evaluation):
         return ranking_report(labels, results[rows], self.groups[rows])
 
     def probabilities(self, results: Results) -> tuple[Results, Results] | None:
-        """Of labelled pairs."""
-        return (self.labels, results) if self.data.labelled else None
+        """Return labels and probabilities, both [R], if the pairs are labeled."""
+        return (self.labels, results) if self.data.labeled else None
 
     def ranks(self, results: Results) -> Results | None:
-        """Of pairs without labels."""
-        return None if self.data.labelled else results
+        """Return the results if the pairs have no labels, which makes them ranks."""
+        return None if self.data.labeled else results
 
 
 def _dense(vectors: Vectors) -> Scores:

@@ -1,4 +1,4 @@
-"""The default data of DSSM: searches in a catalogue of documents, with a known ceiling."""
+"""The default data of DSSM: searches in a catalog of documents, with a known ceiling."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,19 +34,19 @@ _SEEDS = {"train": 1, "valid": 2, "test": 3}
 Array = npt.NDArray[Any]
 
 
-def feature_searches(n: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Draw queries and documents that are columns of numbers: was the document what was meant?
+def feature_pairs(n: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Draw queries and documents that are columns of numbers, with a label for each pair.
 
-    Whether it was is decided by the angle between a linear image of the query and one of the
-    document, so no column tells anything alone, nor does a linear model of all.
+    The probability of the label depends on the angle between a linear image of the query and one of
+    the document. Neither a single column nor a linear model of all columns can predict it.
 
     Args:
         n: Number of queries; each is shown ten documents.
-        seed: Seed of the draw; the same seed gives the same rows.
+        seed: Seed of the draw.
 
     Returns:
-        The inputs (``query_1``..., ``doc_id``, ``doc_1``..., ``label`` 0/1) and the truth (the
-        probability of the label).
+        The inputs (``query_1``..., ``doc_id``, ``doc_1``..., and ``label``, 1 for a relevant
+        document) and the truth (the probability of the label), 10 n rows each.
     """
     world = np.random.default_rng(_WORLD_SEED)
     docs = world.normal(size=(_N_DOCS, N_COLUMNS)).round(4)
@@ -69,19 +69,19 @@ def feature_searches(n: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     return inputs, pd.DataFrame({"label": probability})
 
 
-def text_searches(n: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Draw queries and documents that are texts: what was written to find which document?
+def text_pairs(n: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Draw documents that are texts and queries that were written to find them.
 
-    A document is a mixture of topics. Those who search it write about the same topics, but prefer
-    other words for them than its author did, so that shared words find only some.
+    A document is a mixture of topics. Its searchers write about the same topics but prefer other
+    words than its author, so that shared words find only some documents.
 
     Args:
         n: Number of queries.
-        seed: Seed of the draw; the same seed gives the same rows.
+        seed: Seed of the draw.
 
     Returns:
-        The inputs (``query``, ``doc_id``, ``doc``) and the truth (``rank`` of the document among
-        all by its probability given the query).
+        The inputs (``query``, ``doc_id``, ``doc``) and the truth (``rank`` of the document by its
+        probability given the query), n rows each.
     """
     world = np.random.default_rng(_WORLD_SEED)
     words = _words(world)
@@ -93,11 +93,11 @@ def text_searches(n: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     rng = np.random.default_rng(seed)
     chosen = rng.choice(_N_TEXTS, n, p=popularity)
-    asked = mixtures @ searcher  # [docs, words]
-    queries = [_write(rng, words, asked[doc], _QUERY_WORDS) for doc in chosen]
+    likelihood = mixtures @ searcher  # [docs, words]
+    queries = [_write(rng, words, likelihood[doc], _QUERY_WORDS) for doc in chosen]
     index = {word: i for i, word in enumerate(words)}
-    # Bayes: the prior and each word's likelihood; a stop word says nothing.
-    evidence = np.hstack([np.log(asked), np.zeros((_N_TEXTS, _STOP_WORDS))])
+    # Bayes: the prior and the likelihood of each word; a stop word is as likely for any document.
+    evidence = np.hstack([np.log(likelihood), np.zeros((_N_TEXTS, _STOP_WORDS))])
     scores = np.stack(
         [evidence[:, [index[w] for w in query.split()]].sum(axis=1) for query in queries]
     )
@@ -112,14 +112,14 @@ def text_searches(n: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     return inputs, pd.DataFrame({"rank": ranks})
 
 
-def generate_feature_searches(folder: Path, queries: Mapping[str, int] = QUERIES) -> None:
-    """Write ``{split}.csv`` and ``{split}_truth.parquet``, unless the folder is there."""
-    _generate(folder, queries, feature_searches)
+def generate_feature_pairs(folder: Path, queries: Mapping[str, int] = QUERIES) -> None:
+    """Write ``{split}.csv`` and ``{split}_truth.parquet``, unless the folder exists."""
+    _generate(folder, queries, feature_pairs)
 
 
-def generate_text_searches(folder: Path, queries: Mapping[str, int] = TEXT_QUERIES) -> None:
-    """Write ``{split}.csv`` and ``{split}_truth.parquet``, unless the folder is there."""
-    _generate(folder, queries, text_searches)
+def generate_text_pairs(folder: Path, queries: Mapping[str, int] = TEXT_QUERIES) -> None:
+    """Write ``{split}.csv`` and ``{split}_truth.parquet``, unless the folder exists."""
+    _generate(folder, queries, text_pairs)
 
 
 def _generate(folder: Path, queries: Mapping[str, int], draw: Any) -> None:
@@ -133,7 +133,7 @@ def _generate(folder: Path, queries: Mapping[str, int], draw: Any) -> None:
 
 
 def _words(rng: np.random.Generator) -> list[str]:
-    """Distinct words of two or three syllables: those of the topics, then the stop words."""
+    """Make up distinct words of two or three syllables: topic words, then stop words."""
     syllables = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
     words: dict[str, None] = {}
     while len(words) < _N_TOPICS * _TOPIC_WORDS + _STOP_WORDS:
@@ -142,7 +142,10 @@ def _words(rng: np.random.Generator) -> list[str]:
 
 
 def _dialect(rng: np.random.Generator) -> Array:
-    """How likely each word is for each topic, float64 [topics, words]: Zipf, in an own order."""
+    """Draw the probability of each word given a topic, float64 [topics, topic words].
+
+    The words of a topic follow Zipf's law, in an order of their own for each topic.
+    """
     zipf = 1 / np.arange(1, _TOPIC_WORDS + 1)
     dialect = np.zeros((_N_TOPICS, _N_TOPICS, _TOPIC_WORDS))
     for topic in range(_N_TOPICS):
@@ -151,7 +154,7 @@ def _dialect(rng: np.random.Generator) -> Array:
 
 
 def _write(rng: np.random.Generator, words: list[str], weights: Array, length: int) -> str:
-    """A text of so many words, some of them stop words."""
+    """Write a text of ``length`` words, about 30 % of them stop words."""
     zipf = 1 / np.arange(1, _STOP_WORDS + 1)
     stops = _STOP_SHARE * zipf / zipf.sum()
     drawn = rng.choice(len(words), length, p=np.concatenate([(1 - _STOP_SHARE) * weights, stops]))

@@ -1,4 +1,4 @@
-"""What the examples of the ranking models share."""
+"""Data, rows and examples that the ranking models share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from training.tasks.ranking.world import generate_impressions, impressions
 
 ROWS: Mapping[str, int] = {"train": 20_000, "valid": 4_000, "test": 4_000}
 
-# Names that no programmer would choose, and every team has.
+# Names with spaces, dots and keywords, as real data has them.
 ID_FEATURES = ("user_id", "item_id", "price (EUR)", "user.age", "class")
 ID_ARGUMENTS = (
     *("--features", ",".join(ID_FEATURES)),
@@ -29,12 +29,12 @@ ID_ARGUMENTS = (
 
 
 def write_impressions(folder: Path) -> None:
-    """The default world, smaller."""
+    """Write a small copy of the default world."""
     generate_impressions(folder, ROWS)
 
 
 def impression_rows() -> list[dict[str, Any]]:
-    """Rows of the default features as callers send them, some with gaps and oddities."""
+    """Return request rows of the default features, some of them incomplete or unusual."""
     inputs, _ = impressions(40, seed=9)
     inputs = inputs.drop(columns=["label", "watch_time", "gmv"])
     rows: list[dict[str, Any]] = json.loads(inputs.to_json(orient="records"))
@@ -48,9 +48,9 @@ def impression_rows() -> list[dict[str, Any]]:
 
 
 def write_ids(folder: Path) -> None:
-    """Users and items with a taste and an appeal of their own, and cells that are missing.
+    """Write clicks that depend on the taste of a user and the appeal of an item; cells are missing.
 
-    The ids are what tells: the AUC of price alone is .60, the oracle's is .83.
+    Most of the signal is in the ids: the price alone has an AUC of .60, the oracle .83.
     """
     folder.mkdir()
     for seed, (split, n) in enumerate(ROWS.items()):
@@ -80,7 +80,7 @@ def _id_frame(n: int, seed: int) -> pd.DataFrame:
 
 
 def id_rows() -> list[dict[str, Any]]:
-    """Rows of ``write_ids`` as callers send them: strings or numbers, known or not, or missing."""
+    """Return request rows of ``write_ids`` with known, unknown and missing ids of both types."""
     frame = _id_frame(40, seed=9).drop(columns="clicked?")
     rows: list[dict[str, Any]] = json.loads(frame.to_json(orient="records"))
     rows[0]["user_id"] = "nobody"
@@ -91,14 +91,22 @@ def id_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def ranker(
+def ranking_example(
     model: str,
     *arguments: str,
     predict: Callable[[Path, Matrix], list[Any]],
     reaches: Mapping[str, float],
     libraries: frozenset[str] = frozenset(),
 ) -> Example:
-    """A ranking model over the features of the protocol; ``predict`` loads weights and scores."""
+    """Make the example of a ranking model over the default features.
+
+    Args:
+        model: Its name in the catalog.
+        arguments: Flags of its training script.
+        predict: Loads the weights from an artifact folder and scores a matrix, float32 [B, C].
+        reaches: Least value that the tiny training must reach, by metric.
+        libraries: What the handler imports in addition to what every handler may.
+    """
 
     def offline(folder: Path, rows: list[Any]) -> list[Any]:
         return predict(folder, golden_matrix(read_schema(folder), rows))
@@ -116,7 +124,7 @@ def ranker(
 
 
 def with_ids(example: Example, reaches: Mapping[str, float]) -> Example:
-    """The same model over ids and other columns with names of their own."""
+    """Make the example of the same model over ids and columns with unusual names."""
     return replace(
         example,
         version="ids",
@@ -128,6 +136,6 @@ def with_ids(example: Example, reaches: Mapping[str, float]) -> Example:
 
 
 def read_schema(folder: Path) -> FeatureSchema:
-    """The schema in an artifact folder."""
+    """Read the schema in an artifact folder."""
     vocabularies = json.loads((folder / VOCABULARIES_FILE).read_text())
     return FeatureSchema.from_json(artifacts.read_meta(folder)["features"], vocabularies)
