@@ -1,4 +1,4 @@
-"""The soak does what it says, and sees what is wrong."""
+"""The soak disturbs the instance, loses nothing, and reports what is wrong."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import cast
 import pytest
 import requests
 
-from bench import soak
-from bench.soak import Call, Event, Record
+from bench import soak, soak_report, soak_scenario
+from bench.soak_record import Disturbance, Record, SentRequest
+from handlers.errors import UserError
 from serving.testing import Server
 from tests.examples import Example, item_tower, xgb
 
@@ -25,9 +26,9 @@ def test_a_short_soak_switches_and_kills_and_loses_nothing_else(
     folders = [artifact_folder(each) for each in (*xgb.EXAMPLES, item_tower.EXAMPLES[0])]
     flags = ["--models", "xgb,item_tower", "--artifacts-dir", str(folders[0].parents[1])]
     assert soak.main([*flags, "--minutes", "0.2", "--results", str(tmp_path)]) == 0
-    told = capsys.readouterr().out
-    assert re.search(r"versions switched +[1-9]", told)
-    assert re.search(r"workers killed +[1-9]", told)
+    out = capsys.readouterr().out
+    assert re.search(r"versions switched +[1-9]", out)
+    assert re.search(r"workers killed +[1-9]", out)
     assert (tmp_path / "soak.png").stat().st_size > 10_000
 
 
@@ -35,11 +36,11 @@ def test_a_short_soak_switches_and_kills_and_loses_nothing_else(
     ("end", "status"),
     [
         (KeyboardInterrupt(), 130),
-        (soak.SoakError("the instance ended"), 1),
+        (UserError("the instance ended"), 1),
         (requests.ConnectionError("refused"), 1),
     ],
 )
-def test_a_soak_that_ends_early_tells_what_it_saw(
+def test_a_soak_that_ends_early_reports_what_it_saw(
     end: BaseException,
     status: int,
     tmp_path: Path,
@@ -47,7 +48,8 @@ def test_a_soak_that_ends_early_tells_what_it_saw(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def quiet_until_the_end(_: soak.Config, seen: Record) -> None:
-        vars(seen).update(vars(record(memory=[(0.0, {"Java": 100 << 20})])))
+        seen.requests = record().requests
+        seen.memory = [(0.0, {"Java": 100 << 20})]
         raise end
 
     monkeypatch.setattr(soak, "soak", quiet_until_the_end)
@@ -57,41 +59,41 @@ def test_a_soak_that_ends_early_tells_what_it_saw(
 
 
 def test_a_worker_that_is_not_ready_is_not_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Told:
+    class Described:
         def json(self) -> object:
             return [{"workers": [{"pid": -1, "status": "UNLOADING"}]}]
 
     def kill(*_: object) -> None:
-        raise AssertionError("kill(-1) is everybody")
+        raise AssertionError("kill(-1) signals every process")
 
-    monkeypatch.setattr("requests.get", lambda *_, **__: Told())
+    monkeypatch.setattr("requests.get", lambda *_, **__: Described())
     monkeypatch.setattr("os.kill", kill)
     server = cast(Server, SimpleNamespace(management_url="http://h"))
-    assert soak._kill(server, "xgb", record()).error == "no worker was READY"
+    assert soak_scenario.kill_worker(server, "xgb", record()).error == "no worker was READY"
 
 
 def record(**seen: object) -> Record:
-    """Ten quiet minutes with 100 MB, but for what was seen."""
+    """Return ten quiet minutes at 100 MB, with the given fields replaced."""
     quiet = {
-        "calls": [Call(float(s), 5.0, "xgb", None) for s in range(600)],
+        "requests": [SentRequest(float(s), 5.0, "xgb", None) for s in range(600)],
         "memory": [(float(s), {"Java": 100 << 20}) for s in range(601)],
     }
     return Record(**(quiet | seen))  # type: ignore[arg-type]
 
 
-def test_a_quiet_soak_is_well() -> None:
-    assert soak.report(record())[1] == []
+def test_a_quiet_soak_has_no_problem() -> None:
+    assert soak_report.report(record())[1] == []
 
 
-def test_memory_that_goes_on_growing_is_wrong() -> None:
+def test_memory_that_keeps_growing_is_a_problem() -> None:
     growing = [(float(s), {"Java": 100 << 20, "workers": s << 16}) for s in range(601)]
-    [problem] = soak.report(record(memory=growing))[1]
+    [problem] = soak_report.report(record(memory=growing))[1]
     assert re.fullmatch(r"memory: expected growth of at most 5%, got \d+\.\d%", problem)
 
 
-def test_a_failed_switch_is_wrong() -> None:
-    events = [Event(60.0, "switch", "xgb", 1.0, "error: http://h: load: a worker died")]
-    assert soak.report(record(events=events))[1] == [
+def test_a_failed_switch_is_a_problem() -> None:
+    events = [Disturbance(60.0, "switch", "xgb", 1.0, "error: http://h: load: a worker died")]
+    assert soak_report.report(record(disturbances=events))[1] == [
         "switch xgb: error: http://h: load: a worker died"
     ]
 
@@ -103,11 +105,11 @@ def test_a_failed_switch_is_wrong() -> None:
 def test_a_lost_request_is_excused_only_by_a_kill_of_its_worker(
     model: str, at_s: float, excused: bool
 ) -> None:
-    lost = Call(at_s, 200.0, model, "/predictions: 500")
-    seen = record(events=[Event(60.0, "kill", "xgb", 2.0, None)])
-    seen.calls.append(lost)
+    lost = SentRequest(at_s, 200.0, model, "/predictions: 500")
+    seen = record(disturbances=[Disturbance(60.0, "kill", "xgb", 2.0, None)])
+    seen.requests.append(lost)
     assert seen.lost() == (([lost], []) if excused else ([], [lost]))
-    assert soak.report(seen)[1] == ([] if excused else ["/predictions: 500"])
+    assert soak_report.report(seen)[1] == ([] if excused else ["/predictions: 500"])
 
 
 def test_without_two_versions_there_is_nothing_to_switch(
