@@ -2,9 +2,9 @@
 
 uvicorn bench.fastapi_service:create_app --factory --workers 2
 
-As fast as it gets while it stays FastAPI: orjson on the raw body, no pydantic, scoring in process
-with one thread. It fills gaps and computes cross features as our handlers do, but leaves out what
-costs them time: it does not validate, count, or keep a bad request from a 500.
+It is as fast as FastAPI allows: orjson on the raw body, no pydantic, scoring in process with one
+thread. It fills gaps and computes cross features as our handlers do, but skips what costs them
+time: validation, counters, and an answer other than 500 to a bad request.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from handlers.models.weights import load_network, traced
 
 Matrix = npt.NDArray[np.float32]
 
-# Names a folder with a folder for each model, its archive unpacked.
+# Environment variable: a folder with the unpacked archive of each model in a folder of its name.
 MODELS_VARIABLE = "RECMAR_BENCH_MODELS"
 
 
 class Features:
-    """Rows of a request -> the model's input matrix.
+    """Encodes the rows of a request as the input matrix of a model.
 
     Args:
-        meta: The model's meta file; numbers only.
+        meta: Content of the model's meta file, with numeric features only.
     """
 
     def __init__(self, meta: dict[str, Any]) -> None:
@@ -52,7 +52,7 @@ class Features:
         ]
 
     def matrix(self, rows: list[dict[str, float]]) -> Matrix:
-        """Fill gaps and compute missing crosses, float32 [B, F]."""
+        """Return the matrix, float32 [B, F], with gaps filled and missing crosses computed."""
         names = self._names
         x = np.array([[row.get(name) for name in names] for row in rows], dtype=np.float32)
         missing = np.isnan(x)
@@ -64,14 +64,14 @@ class Features:
 
 
 def load_xgb(folder: Path) -> Callable[[Matrix], Any]:
-    """The function that scores with the booster."""
+    """Return a function that scores a matrix with the booster."""
     booster = xgb.Booster({"nthread": 1})
     booster.load_model(folder / "xgb_model.json")
     return lambda x: booster.inplace_predict(x, validate_features=False)
 
 
 def load_deepfm(folder: Path) -> Callable[[Matrix], Any]:
-    """The function that scores with the network."""
+    """Return a function that scores a matrix with the network."""
     network = load_network(DeepFM, folder / "deepfm_model.pt", torch.device("cpu"))
     example = torch.zeros(2, len(network.config["cardinalities"]))
     click_probability = traced(lambda matrix: network(matrix).sigmoid(), example)
@@ -84,7 +84,7 @@ def load_deepfm(folder: Path) -> Callable[[Matrix], Any]:
 
 
 def load_dssm(folder: Path) -> Callable[[Matrix], Any]:
-    """The function that embeds queries of features."""
+    """Return a function that embeds a matrix of query features."""
     network = load_network(FeatureDSSM, folder / "dssm_model.pt", torch.device("cpu"))
     example = torch.zeros(2, len(network.config["query_cardinalities"]))
     query = traced(network.query, example)
@@ -97,7 +97,7 @@ def load_dssm(folder: Path) -> Callable[[Matrix], Any]:
 
 
 def load_graph(folder: Path) -> Callable[[str, int], dict[str, Any]]:
-    """The function that finds the nodes nearest to one."""
+    """Return a function that finds the nodes nearest to a user."""
     ids = json.loads((folder / "vocabularies.json").read_text())["user_id"]
     nodes = {node_id: node for node, node_id in enumerate(ids)}
     neighbours = Neighbours.load(folder)
@@ -112,18 +112,18 @@ def load_graph(folder: Path) -> Callable[[str, int], dict[str, Any]]:
 
 
 def read_features(folder: Path) -> Features:
-    """What a model's rows are."""
+    """Read the features of a model."""
     return Features(json.loads(next(folder.glob("*_meta.json")).read_text()))
 
 
-def answer(content: Any) -> Response:
-    """JSON, arrays included."""
+def json_response(content: Any) -> Response:
+    """Return content, which may hold arrays, as JSON."""
     body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(body, media_type="application/json")
 
 
 def create_app() -> FastAPI:
-    """Load the models and route to them."""
+    """Load the models and return the app."""
     torch.set_num_threads(1)
     models = Path(os.environ[MODELS_VARIABLE])
     score = {"xgb": load_xgb(models / "xgb"), "deepfm": load_deepfm(models / "deepfm")}
@@ -134,19 +134,19 @@ def create_app() -> FastAPI:
 
     @app.post("/predictions/{model}")
     async def predict(model: str, request: Request) -> Response:
-        # On the event loop: a thread pool would cost more than a prediction does.
+        # On the event loop: a thread pool would cost more than a prediction.
         rows = orjson.loads(await request.body())["data"]
-        return answer({"predictions": score[model](features[model].matrix(rows))})
+        return json_response({"predictions": score[model](features[model].matrix(rows))})
 
     @app.post("/query_embedding")
     async def query_embedding(request: Request) -> Response:
         query = orjson.loads(await request.body())["query_features"]
-        return answer({"query_embedding": embed(query_features.matrix([query]))[0]})
+        return json_response({"query_embedding": embed(query_features.matrix([query]))[0]})
 
     @app.post("/recall")
     async def recall(request: Request) -> Response:
-        asked = orjson.loads(await request.body())
-        return answer(nearest(asked["user_id"], min(max(asked.get("top_k", 20), 1), 500)))
+        body = orjson.loads(await request.body())
+        return json_response(nearest(body["user_id"], min(max(body.get("top_k", 20), 1), 500)))
 
     gc.freeze()  # as the sidecar does
     return app

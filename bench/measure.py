@@ -1,4 +1,4 @@
-"""Measure services in turns, and show what came of it."""
+"""Measure services in turns; show the results as tables and plots."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from serving.load import Load, load
 from serving.testing import numbers
 
 CONNECTIONS = (1, 32, 128)
-COMPARED = 32  # connections at which the targets are set
+COMPARED = 32  # connections at which the targets hold
 TOLERANCE = 1e-5
-# Of a load: the title, the attribute, the decimals.
+# Title, attribute of Load, decimals.
 SHOWN = (
     ("requests/s", "requests_per_s", 0),
     ("p50, ms", "latency_p50_ms", 2),
@@ -30,17 +30,17 @@ SHOWN = (
 
 
 class BenchError(UserError):
-    """The bench cannot go on; the message says what to do."""
+    """The services cannot be compared; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How long a measurement takes.
+    """Duration of the measurements.
 
     Attributes:
         seconds: Duration of a measurement.
-        rounds: Measurements of each case; the median counts.
-        warm_up_s: Seconds of load on each service beforehand, for each number of rows.
+        rounds: Measurements of each case; their median is reported.
+        warm_up_s: Seconds of load on each service before it is measured, per number of rows.
     """
 
     seconds: int = 1
@@ -50,12 +50,12 @@ class Timing:
 
 @dataclass(frozen=True)
 class Service:
-    """What is measured: a column of the tables.
+    """A service under load: a column of the tables.
 
     Attributes:
-        name: In the tables.
-        url: Where it answers.
-        bodies: What it is asked, by the number of rows.
+        name: Name in the tables.
+        url: URL that takes the requests.
+        bodies: File of the request body by number of rows.
     """
 
     name: str
@@ -65,24 +65,24 @@ class Service:
 
 @dataclass(frozen=True)
 class Case:
-    """A line of the tables: rows in a request, and connections."""
+    """A line of the tables: rows per request and number of connections."""
 
     rows: int
     connections: int
 
 
-Results = dict[str, dict[Case, Load]]  # by the name of a service
+Results = dict[str, dict[Case, Load]]  # by name of the service
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be reached, and what was.
+    """A figure and the bar that it has to reach.
 
     Attributes:
-        what: In words.
-        measured: What came of it.
-        bar: None for what is only to be known.
-        at_least: Whether the bar is the least, or the most.
+        what: Description of the figure.
+        measured: Its value.
+        bar: The bar; None for a figure that is only reported.
+        at_least: True if the bar is a minimum, False if it is a maximum.
     """
 
     what: str
@@ -92,37 +92,40 @@ class Target:
 
     @property
     def met(self) -> bool:
-        """Whether it was reached."""
+        """Return True if the bar was reached or there is none."""
         if self.bar is None:
             return True
         return self.measured >= self.bar if self.at_least else self.measured <= self.bar
 
 
 def check_answers(services: Sequence[Service]) -> None:
-    """See that services do the same work.
+    """Check that services answer the same request alike.
 
     Raises:
-        BenchError: If the numbers of their answers differ.
+        BenchError: If the numbers in their answers differ by more than TOLERANCE.
     """
-    answers = []
+    predictions = []
     for service in services:
         body = service.bodies[max(service.bodies)].read_bytes()
         headers = {"Content-Type": "application/json"}
         response = requests.post(service.url, data=body, headers=headers, timeout=30)
         if not response.ok:
             raise BenchError(f"{service.name}: {response.status_code} {response.text}")
-        answers.append([value for _, value in numbers(response.json())])
-    lengths = set(map(len, answers))
-    if len(lengths) > 1 or not np.allclose(answers[0], answers[1:], rtol=0, atol=TOLERANCE):
+        predictions.append([value for _, value in numbers(response.json())])
+    lengths = set(map(len, predictions))
+    if len(lengths) > 1 or not np.allclose(predictions[0], predictions[1:], rtol=0, atol=TOLERANCE):
         raise BenchError(f"{', '.join(service.name for service in services)}: answers differ")
 
 
 def measure(services: Sequence[Service], timing: Timing) -> Results:
-    """Measure each case of each service, in turns; medians over the rounds.
+    """Measure each case of each service in turns.
 
     Args:
-        services: All with bodies of the same numbers of rows.
-        timing: How long.
+        services: Services whose bodies have the same numbers of rows.
+        timing: Duration of the measurements.
+
+    Returns:
+        The medians over the rounds.
 
     Raises:
         LoadError: If the load generator fails.
@@ -149,7 +152,7 @@ def measure(services: Sequence[Service], timing: Timing) -> Results:
 
 
 def median(loads: Sequence[Load]) -> Load:
-    """The typical load of several; their errors add up."""
+    """Return the medians of several loads, and the sum of their errors."""
     return Load(
         statistics.median(load.requests_per_s for load in loads),
         statistics.median(load.latency_p50_ms for load in loads),
@@ -159,7 +162,7 @@ def median(loads: Sequence[Load]) -> Load:
 
 
 def tables(results: Results) -> list[Table]:
-    """The results for people, at most 80 columns wide."""
+    """Lay out the results as a table per figure, at most 80 columns wide."""
     shown = []
     for title, attribute, digits in SHOWN:
         table = Table("rows", "conns", title=title, box=box.SIMPLE_HEAD, title_justify="left")
@@ -175,7 +178,7 @@ def tables(results: Results) -> list[Table]:
 
 
 def verdict(targets: Sequence[Target]) -> Table:
-    """What was to be reached, and what was."""
+    """Lay out the targets, and which of them were missed."""
     table = Table(f"at {COMPARED} connections", "measured", "target", "", box=box.SIMPLE_HEAD)
     for target in targets:
         sign = ">=" if target.at_least else "<="
@@ -189,7 +192,7 @@ def verdict(targets: Sequence[Target]) -> Table:
 
 
 def plot(results: Results, path: Path) -> None:
-    """Draw requests/s and p99 over connections, a line a service."""
+    """Draw requests/s and p99 over the number of connections, one line per service."""
     rows = sorted({case.rows for loads in results.values() for case in loads})
     figure, axes = plt.subplots(
         len(rows),

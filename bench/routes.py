@@ -1,4 +1,4 @@
-"""What `bench.serving` measures of the sidecar: what its step costs, beside doing without it."""
+"""The sidecar routes that `bench.serving` measures, each next to the two ways to do without it."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from serving.testing import Server
 from sidecar.http.app import ROUTES
 
 MEASURED = ("/query_embedding", "/recall")
-LEAST_REQUESTS_PER_S = 1_500
+MIN_REQUESTS_PER_S = 1_500
 
 
 def services(
     archives: Mapping[str, Path], server: Server, fastapi_url: str, scratch: Path
 ) -> dict[str, list[Service]]:
-    """A route of the sidecar, the model behind it, and FastAPI with the model in its process.
+    """Return the services to compare for each route.
+
+    These are the route itself, the model behind it called directly, and FastAPI with the model in
+    its process.
 
     Args:
-        archives: By model.
-        server: Serves them.
-        fastapi_url: Base URL of the service that serves them too.
-        scratch: Folder for the bodies.
-
-    Returns:
-        The three services of each route.
+        archives: Archives by model.
+        server: Instance that serves them.
+        fastapi_url: Base URL of the FastAPI service.
+        scratch: Folder for the request bodies.
     """
     measured = {}
     for route in MEASURED:
@@ -48,17 +48,17 @@ def services(
 
 
 def targets(measured: Mapping[str, list[Service]], results: Results) -> list[Target]:
-    """What issue 3 asks of the measurements, and the ratios."""
+    """Return throughput and errors of each route with their bars, and the ratios without a bar."""
     found = []
     for route, (ours, *others) in measured.items():
         load = results[ours.name][Case(1, COMPARED)]
-        found.append(Target(f"{route}: requests/s", load.requests_per_s, LEAST_REQUESTS_PER_S))
+        found.append(Target(f"{route}: requests/s", load.requests_per_s, MIN_REQUESTS_PER_S))
         for other in others:
-            beside = results[other.name][Case(1, COMPARED)]
+            compared = results[other.name][Case(1, COMPARED)]
             name = other.name.split()[1]
-            ratio = load.requests_per_s / beside.requests_per_s
+            ratio = load.requests_per_s / compared.requests_per_s
             found.append(Target(f"{route}: requests/s over {name}", ratio, None))
-            ratio = load.latency_p99_ms / beside.latency_p99_ms
+            ratio = load.latency_p99_ms / compared.latency_p99_ms
             found.append(Target(f"{route}: p99 over {name}", ratio, None))
         errors = sum(load.errors for load in results[ours.name].values())
         found.append(Target(f"{route}: errors", errors, 0, at_least=False))

@@ -1,4 +1,4 @@
-"""What `bench.serving` measures: our TorchServe, one with default settings, and FastAPI."""
+"""The services that `bench.serving` compares: two configurations of TorchServe, and FastAPI."""
 
 from __future__ import annotations
 
@@ -45,14 +45,18 @@ class Handler:
 
 
 class ServiceError(UserError):
-    """A service did not come up."""
+    """A service did not start."""
 
 
 @contextmanager
 def our_torchserve(archives: Mapping[str, Path], scratch: Path) -> Iterator[Server]:
-    """Our archives and, with the settings of the first one, a handler that does nothing.
+    """Serve our archives and a handler that does nothing, with the first archive's settings.
 
-    That is, nothing but what the protocol asks of every answer: JSON and its content type.
+    That handler does only what the protocol requires: it answers JSON with its content type.
+
+    Args:
+        archives: Archives by model.
+        scratch: Folder for the model store.
     """
     store = scratch / "our-store"
     store.mkdir()
@@ -68,7 +72,18 @@ def our_torchserve(archives: Mapping[str, Path], scratch: Path) -> Iterator[Serv
 
 @contextmanager
 def default_torchserve(mar: Path, scratch: Path) -> Iterator[str]:
-    """TorchServe as it comes, over an archive stripped of its settings; yields the base URL."""
+    """Serve an archive without its settings by TorchServe with default settings.
+
+    Args:
+        mar: The archive.
+        scratch: Folder for the model store and the configuration.
+
+    Yields:
+        The base URL.
+
+    Raises:
+        ServiceError: If TorchServe does not start.
+    """
     store = scratch / "default-store"
     store.mkdir()
     with_config(mar, "handler: {}\n", store / mar.name)
@@ -108,7 +123,18 @@ async def _all_ready(settings: Settings) -> bool:
 
 @contextmanager
 def fastapi(archives: Mapping[str, Path], scratch: Path) -> Iterator[str]:
-    """The FastAPI service over the files of the archives; yields the base URL."""
+    """Serve the files of our archives by the FastAPI service.
+
+    Args:
+        archives: Archives by model.
+        scratch: Folder for the unpacked archives.
+
+    Yields:
+        The base URL.
+
+    Raises:
+        ServiceError: If it does not start.
+    """
     models = scratch / "fastapi"
     for name, mar in archives.items():
         with zipfile.ZipFile(mar) as archive:
@@ -134,7 +160,7 @@ def fastapi(archives: Mapping[str, Path], scratch: Path) -> Iterator[str]:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a process and the workers in its group."""
+    """Kill a process and the workers in its process group."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -147,7 +173,7 @@ def _wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes]) -> 
             if ready():
                 return
         except (requests.RequestException, TorchServeError):
-            pass  # it does not listen yet
+            pass  # the service does not listen yet
         if process.poll() is not None or time.monotonic() > deadline:
-            raise ServiceError(f"{process.args!r} did not come up in {START_TIMEOUT_S:.0f} s")
+            raise ServiceError(f"{process.args!r} did not start within {START_TIMEOUT_S:.0f} s")
         time.sleep(POLL_INTERVAL_S)

@@ -1,10 +1,10 @@
-"""Measure serving beside the alternatives, in one run: ``python -m bench.serving``.
+"""Compare serving with its alternatives in one run: ``python -m bench.serving``.
 
-xgb and deepfm, each in our archive and in a FastAPI service that scores the same files; a handler
-that does nothing, which is the most that our TorchServe could do; and our xgb archive in a
-TorchServe with default settings. Then two routes of the sidecar, each beside the model behind it
-and beside FastAPI with that model in its process. What is compared is measured in turns, so that a
-busy moment of the machine falls on each.
+The services are xgb and deepfm, each as our archive and in a FastAPI service that scores the same
+files; a handler that does nothing, which is the upper limit of our TorchServe; and our xgb archive
+in a TorchServe with default settings. Two routes of the sidecar follow, each compared with the
+model behind it and with FastAPI that has the model in its process. Services that are compared are
+measured in turns, so that a busy moment of the machine affects all of them.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ from bench.measure import (
     tables,
     verdict,
 )
-from bench.services import DO_NOTHING, ServiceError, default_torchserve, fastapi, our_torchserve
+from bench.services import DO_NOTHING, default_torchserve, fastapi, our_torchserve
+from handlers.errors import UserError
 from handlers.signature import GOLDEN_FILE, SIGNATURE_FILE
-from serving.load import LoadError, generator
+from serving.load import generator
 from serving.testing import Server
 from sidecar.http.app import ROUTES
 from training.artifacts import write_json
@@ -74,14 +75,15 @@ class Config(Timing):
 
 
 def run(config: Config) -> tuple[Results, Results, list[Target]]:
-    """Start all services, measure them, stop them.
+    """Start all services, measure them and stop them.
 
     Returns:
-        Of the archives and of the sidecar.
+        The results of the models, those of the sidecar's routes, and the targets.
 
     Raises:
-        BenchError: If an archive is missing, or the services do not agree on the predictions.
+        BenchError: If an archive is missing, or the services disagree on the predictions.
         LoadError: If the load generator fails.
+        ServiceError: If a service does not start.
     """
     archives = {mar.stem: mar for mar in sorted(config.store.glob("*.mar"))}
     names = [*MODELS, *(ROUTES[route] for route in routes.MEASURED)]
@@ -102,20 +104,22 @@ def run(config: Config) -> tuple[Results, Results, list[Target]]:
             started = time.monotonic()
             server = stack.enter_context(our_torchserve(archives, scratch))
             ready_s = time.monotonic() - started
-            theirs = stack.enter_context(fastapi({n: archives[n] for n in names}, scratch))
+            fastapi_url = stack.enter_context(fastapi({n: archives[n] for n in names}, scratch))
             ours = f"{server.inference_url}/predictions"
-            rankers = [
+            by_model = [
                 [
                     Service(f"{model} ours", f"{ours}/{model}", bodies[model]),
-                    Service(f"{model} FastAPI", f"{theirs}/predictions/{model}", bodies[model]),
+                    Service(
+                        f"{model} FastAPI", f"{fastapi_url}/predictions/{model}", bodies[model]
+                    ),
                 ]
                 for model in MODELS
             ]
-            by_route = routes.services(archives, server, theirs, scratch)
-            for alike in (*rankers, *by_route.values()):
-                check_answers(alike)
+            by_route = routes.services(archives, server, fastapi_url, scratch)
+            for compared in (*by_model, *by_route.values()):
+                check_answers(compared)
             nothing = Service("nothing", f"{ours}/{DO_NOTHING}", bodies["xgb"])
-            results = measure([*chain(*rankers), nothing], config)
+            results = measure([*chain(*by_model), nothing], config)
             sidecar_results = measure([*chain(*by_route.values())], config)
             memory_mb = max(worker_memory_mb(server, name) for name in archives)
         with default_torchserve(archives["xgb"], scratch) as url:
@@ -134,7 +138,7 @@ def run(config: Config) -> tuple[Results, Results, list[Target]]:
 
 
 def write_body(mar: Path, rows: int, path: Path) -> Path:
-    """Write a request of so many rows of an archive's golden ones, as the callers send them."""
+    """Write a request of golden rows of an archive, with their cross features filled in."""
     with zipfile.ZipFile(mar) as archive:
         features = json.loads(archive.read(SIGNATURE_FILE))["features"]
         golden = json.loads(archive.read(GOLDEN_FILE))["rows"]
@@ -148,14 +152,18 @@ def write_body(mar: Path, rows: int, path: Path) -> Path:
 
 
 def worker_memory_mb(server: Server, model: str) -> float:
-    """Resident memory of a model's largest worker."""
-    told = requests.get(f"{server.management_url}/models/{model}", timeout=30).json()
-    workers = [psutil.Process(worker["pid"]) for worker in told[0]["workers"]]
+    """Return the resident memory of a model's largest worker."""
+    described = requests.get(f"{server.management_url}/models/{model}", timeout=30).json()
+    workers = [psutil.Process(worker["pid"]) for worker in described[0]["workers"]]
     return max(worker.memory_info().rss for worker in workers) / 1e6
 
 
 def targets(results: Results) -> list[Target]:
-    """What issue 2 asks of the measurements."""
+    """Return the bars of our archives.
+
+    They must reach 0.7 of the throughput of a handler that does nothing and twice that of FastAPI,
+    with at most FastAPI's p99 and without errors.
+    """
     found = []
     for model in MODELS:
         ours, fastapi = results[f"{model} ours"], results[f"{model} FastAPI"]
@@ -174,11 +182,8 @@ def targets(results: Results) -> list[Target]:
     return found
 
 
-# Report
-
-
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """Describe the machine and the libraries, on which the figures depend."""
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
     return {
         "cpu": cpu[0].partition(": ")[2] if cpu else platform.processor(),
@@ -191,18 +196,24 @@ def machine() -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run from the command line; returns the exit status."""
+    """Run the command; return the exit status."""
     config = tyro.cli(Config, args=argv)
     facts = machine()
     print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
     try:
         results, sidecar_results, reached = run(config)
-    except (BenchError, LoadError, ServiceError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     busy = max(facts["busy_percent"], psutil.cpu_percent(interval=1))
     if busy > MAX_BUSY_PERCENT:
-        print(f"warning: other programs use {busy:.0f} % of the machine: noise", file=sys.stderr)
+        print(
+            f"warning: other programs use {busy:.0f} % of the machine: expect noise",
+            file=sys.stderr,
+        )
     console = Console()
     for table in (*tables(results), *tables(sidecar_results), verdict(reached)):
         console.print(table)
