@@ -1,7 +1,7 @@
 """Measure the nearest-node search of graph_recall: ``python -m bench.ann``.
 
-One node a call, as one request asks, on one thread, as in a worker; the index beside the exact
-search that it stands in for.
+Each call asks for the neighbors of one node, as a request does, on one thread, as in a worker. The
+approximate index is compared with the exact search that it replaces.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from handlers.models.graph_recall import (
     Vectors,
 )
 
-# As many groups as a graph of a million nodes may have communities.
+# A graph of a million nodes may have this many communities.
 N_GROUPS = 2_000
-SPREAD = 0.7
+SPREAD = 0.7  # standard deviation of the noise around a center
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Config:
     """Measure latency and recall of the nearest-node search.
 
     Attributes:
-        n_vectors: Nodes; more than 100,000, or there is no index.
+        n_vectors: Number of nodes; above 100,000, because smaller graphs have no index.
         dim: Width of a vector.
-        queries: Nodes to ask for.
-        top_k: Lengths of the answers, 500 at most.
-        seed: Of the vectors and the queries.
+        queries: Number of nodes to ask for.
+        top_k: Numbers of neighbors to ask for, at most 500 each.
+        seed: Seed of the vectors and the queries.
     """
 
     n_vectors: int = 1_000_000
@@ -54,17 +54,17 @@ class Config:
 
 
 def scattered(config: Config) -> Vectors:
-    """Vectors in all directions alike, the hardest ones for an index, float32 [N, D]."""
+    """Draw vectors uniform in direction, the hardest case for an index, float32 [N, D]."""
     rng = np.random.default_rng(config.seed)
     return _unit(rng.standard_normal((config.n_vectors, config.dim), dtype=np.float32))
 
 
 def grouped(config: Config) -> Vectors:
-    """Vectors around centres, as an embedding of communities has them, float32 [N, D]."""
+    """Draw vectors around centers, like an embedding of communities, float32 [N, D]."""
     rng = np.random.default_rng(config.seed)
-    centres = rng.standard_normal((N_GROUPS, config.dim), dtype=np.float32)
+    centers = rng.standard_normal((N_GROUPS, config.dim), dtype=np.float32)
     noise = rng.standard_normal((config.n_vectors, config.dim), dtype=np.float32)
-    return _unit(centres[rng.integers(N_GROUPS, size=config.n_vectors)] + SPREAD * noise)
+    return _unit(centers[rng.integers(N_GROUPS, size=config.n_vectors)] + SPREAD * noise)
 
 
 def _unit(vectors: Vectors) -> Vectors:
@@ -73,7 +73,7 @@ def _unit(vectors: Vectors) -> Vectors:
 
 
 def timed(neighbours: Neighbours, queries: Nodes, top_k: int) -> tuple[list[Nodes], list[float]]:
-    """The nearest nodes of each query, and the milliseconds that each took."""
+    """Return the nearest nodes of each query, and the milliseconds that each query took."""
     found, latencies_ms = [], []
     for i in range(len(queries)):
         start = time.perf_counter()
@@ -84,14 +84,14 @@ def timed(neighbours: Neighbours, queries: Nodes, top_k: int) -> tuple[list[Node
 
 
 def index_size_bytes(neighbours: Neighbours) -> int:
-    """The size of the index file that an archive carries."""
+    """Return the size of the index file in an archive."""
     with tempfile.TemporaryDirectory() as folder:
         neighbours.save(Path(folder))
         return (Path(folder) / INDEX_FILE).stat().st_size
 
 
 def measure(name: str, vectors: Vectors, config: Config, table: Table) -> None:
-    """Add a row for each length and search."""
+    """Measure both searches and add a row to the table for each of them and each top_k."""
     start = time.perf_counter()
     indexed = Neighbours.build(vectors)
     built_s = time.perf_counter() - start
@@ -111,7 +111,7 @@ def measure(name: str, vectors: Vectors, config: Config, table: Table) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run from the command line; returns the exit status."""
+    """Run the command; return the exit status."""
     config = tyro.cli(Config, args=argv)
     if config.n_vectors <= MAX_EXACT or not all(1 <= k <= MAX_TOP_K for k in config.top_k):
         print(

@@ -1,7 +1,7 @@
-"""Print every model's metrics beside baseline, bar and oracle: ``python -m bench.quality``.
+"""Compare every model's metrics with baseline, bar and oracle: ``python -m bench.quality``.
 
 Each model is trained by its own command into a temporary folder, on the default data and, with
-``--data``, on public data sets. What differs from a default there was chosen on validation splits.
+``--data``, on public data sets. Their flags were chosen on validation splits.
 """
 
 from __future__ import annotations
@@ -35,22 +35,23 @@ from bench.real_data import (
     ML100K_IDS,
     DataSet,
 )
+from handlers.errors import UserError
 from training.run import INTERRUPTED, load_script, split_names
 
 VERSION = "quality"
 ORACLE = "oracle"
 
-Reports = Mapping[str, Mapping[str, float]]  # as in metrics.json: metrics by model
+Reports = Mapping[str, Mapping[str, float]]  # metrics by model, as in metrics.json
 
 
 @dataclass(frozen=True)
 class Config:
-    """Train every model and compare its metrics with its bars; fails when one is missed.
+    """Train every model and compare its metrics with its bars; fail if one is missed.
 
     Attributes:
         data: Folder with ml100k/, adult/, banking77/ and graphs/, to train on these as well.
-        models: Only these, separated by commas.
-        engine: Trains them, with two workers if it is ray, which leaves out what gensim trains.
+        models: Names of the models to train, separated by commas; all by default.
+        engine: Training engine. ray uses two workers and skips the models that gensim trains.
     """
 
     data: Path | None = None
@@ -60,14 +61,14 @@ class Config:
 
 @dataclass(frozen=True)
 class Bar:
-    """What a metric has to reach.
+    """The range that a metric has to reach.
 
     Attributes:
-        metric: As in metrics.json.
-        low: At least.
-        high: At most.
-        twin: Another report of the same run, which must not be better by more than TWIN_MARGIN.
-        known: What others reached.
+        metric: Name of the metric in metrics.json.
+        low: Minimum.
+        high: Maximum.
+        twin: Another report of the same run that may be better by at most TWIN_MARGIN.
+        known: Published or independently measured value.
     """
 
     metric: str
@@ -85,10 +86,10 @@ class Run:
     """A training run and its bars.
 
     Attributes:
-        model: Its artifacts in the catalog.
-        bars: At least one.
-        data: None for the model's default data.
-        flags: What differs from the defaults.
+        model: Name of the model that the catalog lists for the run.
+        bars: One or more bars.
+        data: Public data set; None for the model's default data.
+        flags: Flags of the training script that differ from the defaults.
     """
 
     model: str
@@ -98,13 +99,13 @@ class Run:
 
     @property
     def data_name(self) -> str:
-        """In the table."""
+        """Name of the data in the table."""
         return self.data.name if self.data else "default"
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the table: a bar and what came of it."""
+    """A line of the table: a bar and the metric."""
 
     run: Run
     metric: str
@@ -163,7 +164,7 @@ REAL_RUNS = (
 
 
 def default_runs() -> list[Run]:
-    """Every training run of the catalog, on its default data; the tests hold the same bars."""
+    """Return a run on the default data for each training run of the catalog."""
     models = [catalog.get(name) for name in catalog.model_names()]
     return [
         Run(model.name, tuple(Bar(metric, low) for metric, low in model.card.bars.items()))
@@ -173,10 +174,18 @@ def default_runs() -> list[Run]:
 
 
 def train(run: Run, data: Path | None, engine: str) -> Reports:
-    """Train in a temporary folder, with some engine.
+    """Train in a temporary folder.
+
+    Args:
+        run: The training run.
+        data: Folder of the public data sets.
+        engine: Name of the training engine.
+
+    Returns:
+        The metrics on the test split.
 
     Raises:
-        RuntimeError: If training fails, with what it said.
+        UserError: If training fails; the message is its own.
     """
     script, *own = catalog.get(run.model).training
     with tempfile.TemporaryDirectory(prefix="recmar-quality-") as folder:
@@ -194,14 +203,14 @@ def train(run: Run, data: Path | None, engine: str) -> Reports:
             command, cwd=catalog.ROOT, capture_output=True, text=True, check=False
         )
         if result.returncode != 0:
-            raise RuntimeError(result.stderr.strip().removeprefix("error: "))
+            raise UserError(result.stderr.strip().removeprefix("error: "))
         metrics = Path(folder) / run.model / VERSION / "metrics.json"
         reports: Reports = json.loads(metrics.read_text())["test"]
     return reports
 
 
 def compare(run: Run, reports: Reports, took_s: float) -> list[Line]:
-    """Hold the metrics of a run against its bars."""
+    """Compare the metrics of a run with its bars."""
     lines = []
     for bar in run.bars:
         measured = reports[run.model][bar.metric]
@@ -226,7 +235,7 @@ def compare(run: Run, reports: Reports, took_s: float) -> list[Line]:
 
 
 def best_baseline(model: str, reports: Reports, metric: str) -> str:
-    """The best that is neither the model's nor the oracle's."""
+    """Return the best value of the other reports but the oracle's; empty if there is none."""
     others = [
         report[metric]
         for name, report in reports.items()
@@ -236,7 +245,7 @@ def best_baseline(model: str, reports: Reports, metric: str) -> str:
 
 
 def table(lines: Sequence[Line]) -> Table:
-    """The report for people."""
+    """Lay out the comparison as a table."""
     columns = ("data", "model", "metric", "ours", "baseline", "bar", "oracle", "s")
     shown = Table(*columns, box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for line in lines:
@@ -254,7 +263,7 @@ def table(lines: Sequence[Line]) -> Table:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run from the command line; returns the exit status."""
+    """Run the command; return the exit status."""
     config = tyro.cli(Config, args=argv)
     runs = [*default_runs(), *(REAL_RUNS if config.data else ())]
     if config.engine == "ray":
@@ -279,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             started = time.perf_counter()
             try:
                 reports = train(run, config.data, config.engine)
-            except (RuntimeError, OSError) as error:
+            except (UserError, OSError) as error:
                 print(f"error: {run.model} on {run.data_name}: {error}", file=sys.stderr)
                 failed = True
             else:
@@ -289,7 +298,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     Console().print(table(lines))
     if any(bar.known for run in runs for bar in run.bars):
-        print("* what others reached")
+        print("* reached by others")
     missed = [line for line in lines if not line.met]
     for line in missed:
         where = f"{line.run.data_name}, {line.run.model}: {line.metric} {line.measured:.4f}"

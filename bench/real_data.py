@@ -1,4 +1,4 @@
-"""Public data sets as files that training reads; their raw files stay where they are."""
+"""Convert public data sets to files that training reads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ML100K_GENRES = (
 ML100K_IDS = ("user_id", "item_id", "gender", "occupation", "zip_area")
 ML100K_FEATURES = (*ML100K_IDS, "age", "year", *ML100K_GENRES)
 
-# Most people have no capital gain, and the amounts of the others cluster: tokens, not a scale.
+# Capital gains and losses are tokens: most people have none, and the other amounts cluster.
 ADULT_CATEGORIES = (
     *("workclass", "education", "occupation", "relationship", "race", "sex", "native_country"),
     *("capital_gain", "capital_loss"),
@@ -29,10 +29,10 @@ class DataSet:
     """A public data set.
 
     Attributes:
-        name: In the report.
-        source: Its raw file, or their folder, in the folder of all data sets.
-        prepare: Given the source and an empty folder, returns what training reads: a file or a
-            folder, either there or the source itself.
+        name: Name in the report.
+        source: Path of the raw file or folder, relative to the folder of all data sets.
+        prepare: Converts the source into a file or folder that training reads. Arguments: the
+            source and an empty folder for the result. Returns the path, which may be the source.
     """
 
     name: str
@@ -41,12 +41,12 @@ class DataSet:
 
 
 def write_ml100k(source: Path, folder: Path) -> Path:
-    """MovieLens 100K: ratings joined with users and movies; label: 4 stars or 5.
+    """Convert MovieLens 100K: ratings joined with users and movies.
 
     Args:
-        source: Holds u.data.gz, u.user.gz and u.item.gz.
-        folder: Gets one file in the order of the source, with ``label``, ``timestamp`` and
-            ML100K_FEATURES.
+        source: Folder with u.data.gz, u.user.gz and u.item.gz.
+        folder: Receives one file, in the order of the source, with ``label`` (1 for 4 or 5 stars),
+            ``timestamp`` and ML100K_FEATURES.
     """
     ratings = pd.read_csv(
         source / "u.data.gz", sep="\t", names=["user_id", "item_id", "rating", "timestamp"]
@@ -73,13 +73,13 @@ def write_ml100k(source: Path, folder: Path) -> Path:
 
 
 def write_adult(source: Path, folder: Path) -> Path:
-    """Census records with two labels, ``income`` (above 50K) and ``never_married``.
+    """Convert the census records with two labels, ``income`` (above 50K) and ``never_married``.
 
-    The marital status itself is left out. The official test file is the test split.
+    Features that reveal a label are left out. The official test file is the test split.
 
     Args:
-        source: Holds adult.data.gz and adult.test.gz.
-        folder: Gets train.csv, valid.csv and test.csv with the labels and ADULT_FEATURES.
+        source: Folder with adult.data.gz and adult.test.gz.
+        folder: Receives train.csv, valid.csv and test.csv with the labels and ADULT_FEATURES.
     """
 
     def read(name: str) -> pd.DataFrame:
@@ -92,11 +92,11 @@ def write_adult(source: Path, folder: Path) -> Path:
 
 
 def write_banking77(source: Path, folder: Path) -> Path:
-    """Questions to a bank, ``query``, and the names of their intents, ``doc``.
+    """Convert questions to a bank (``query``) and the names of their intents (``doc``).
 
     Args:
-        source: Holds train.csv.gz and test.csv.gz.
-        folder: Gets train.csv, valid.csv and test.csv.
+        source: Folder with train.csv.gz and test.csv.gz.
+        folder: Receives train.csv, valid.csv and test.csv.
     """
     names = {"text": "query", "category": "doc"}
     train, test = (
@@ -106,7 +106,7 @@ def write_banking77(source: Path, folder: Path) -> Path:
 
 
 def _write_splits(folder: Path, train: pd.DataFrame, test: pd.DataFrame) -> Path:
-    """A tenth of the training rows, at random, is the validation split."""
+    """Write the splits; a random tenth of the training rows becomes the validation split."""
     train = train.sample(frac=1, random_state=0)
     first_valid = len(train) * 9 // 10
     train[:first_valid].to_csv(folder / "train.csv", index=False)

@@ -1,6 +1,6 @@
 """Measure how cost grows with rows, users, items, models and requests: ``python -m bench.scaling``.
 
-A table and a curve each, of what docs/scaling.md reckons with.
+Each curve is printed as a table and drawn; docs/scaling.md uses the figures.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
 from bench.ann import timed
+from handlers.errors import UserError
 from handlers.models.deepfm import DeepFM
 from handlers.models.graph_recall import MAX_EXACT, Neighbours
 from handlers.models.weights import network_bytes
 from serving.archive_file import SAMPLE_FILE
-from serving.load import LoadError, load
+from serving.load import load
 from serving.testing import Server, running_server
 from training.engine.fit import FitConfig, fit
 from training.engine.worker import seed_everything
@@ -45,7 +46,7 @@ SERVED = ("xgb", "deepfm", "mmoe", "two_tower", "item_tower", "user_tower", "dss
 LOAD_S = 4
 BATCHES = 40
 
-Point = dict[str, float]  # what was measured, by its name and unit
+Figures = dict[str, float]  # by name and unit
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Config:
     """Measure how cost grows.
 
     Attributes:
-        store: Folder of archives to serve.
+        store: Folder of the archives to serve.
     """
 
     store: Path = Path("model-store")
@@ -61,22 +62,22 @@ class Config:
 
 @dataclass(frozen=True)
 class Curve:
-    """What grows, and what is measured of it.
+    """A cost as a function of a size.
 
     Attributes:
-        name: Of the first column.
-        sizes: What is measured.
-        measure: At one of them.
+        name: Name of the size.
+        sizes: Sizes to measure.
+        measure: Measures the cost at one size.
     """
 
     name: str
     sizes: Sequence[int]
-    measure: Callable[[int], Point]
+    measure: Callable[[int], Figures]
 
 
-def rows(n: int) -> Point:
-    """Train on so many rows, an epoch or 100 trees, from Parquet to the artifacts."""
-    point = {}
+def train_on_rows(n: int) -> Figures:
+    """Train on n rows, one epoch or 100 trees, from Parquet to the artifacts."""
+    figures = {}
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "rows.parquet"
         impressions(n, seed=0)[0].to_parquet(table)
@@ -90,14 +91,14 @@ def rows(n: int) -> Point:
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
             if process.returncode != 0:
-                raise subprocess.CalledProcessError(process.returncode, command)
-            point[f"{model} s"] = time.perf_counter() - started
-            point[f"{model} MB"] = usage.ru_maxrss / 1e3
-    return point
+                raise UserError(f"{' '.join(command)}: exit status {process.returncode}")
+            figures[f"{model} s"] = time.perf_counter() - started
+            figures[f"{model} MB"] = usage.ru_maxrss / 1e3
+    return figures
 
 
-def users(n: int) -> Point:
-    """Train DeepFM with an embedding for each of so many users."""
+def train_with_users(n: int) -> Figures:
+    """Train DeepFM with an embedding for each of n users."""
     seed_everything(0)
     config = FitConfig(epochs=1)
     n_rows = BATCHES * config.batch_size
@@ -118,8 +119,8 @@ def users(n: int) -> Point:
     }
 
 
-def items(n: int) -> Point:
-    """Find the nearest 20 of so many vectors of 64 dimensions, one query at a time."""
+def search_items(n: int) -> Figures:
+    """Find the nearest 20 of n vectors of 64 dimensions, one query at a time."""
     vectors = np.random.default_rng(0).standard_normal((n, 64), dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     with threadpool_limits(1):
@@ -139,13 +140,13 @@ def items(n: int) -> Point:
 
 @contextmanager
 def serving(store: Path, models: Sequence[str]) -> Iterator[Server]:
-    """Serve some archives of a folder."""
+    """Serve the archives of some models."""
     with running_server(store.resolve(), ENABLED_MODELS=",".join(models)) as server:
         yield server
 
 
-def models(store: Path, n: int) -> Point:
-    """Serve so many models, with their workers as they are configured."""
+def serve_models(store: Path, n: int) -> Figures:
+    """Serve n models with their configured workers."""
     started = time.perf_counter()
     with serving(store, SERVED[:n]) as server:
         ready_s = time.perf_counter() - started
@@ -159,8 +160,8 @@ def models(store: Path, n: int) -> Point:
     }
 
 
-def requests(server: Server, body: Path, connections: int) -> Point:
-    """Ask xgb for one row over so many connections."""
+def send_requests(server: Server, body: Path, connections: int) -> Figures:
+    """Send one-row requests to xgb over a number of connections."""
     url = f"{server.inference_url}/predictions/{SERVED[0]}"
     seen = load(url, body, connections, LOAD_S)
     return {
@@ -171,14 +172,26 @@ def requests(server: Server, body: Path, connections: int) -> Point:
     }
 
 
-def measured(curve: Curve) -> list[Point]:
-    """The points of a curve."""
+def check_archives(store: Path) -> None:
+    """Check that the store has the archives to serve.
+
+    Raises:
+        UserError: If one is missing.
+    """
+    if missing := [name for name in SERVED if not (store / f"{name}.mar").is_file()]:
+        raise UserError(
+            f"{store} has no archive of {', '.join(missing)}; run: make train-all archive"
+        )
+
+
+def measure(curve: Curve) -> list[Figures]:
+    """Measure a curve."""
     sizes = tqdm(curve.sizes, desc=curve.name, disable=None, leave=False)
     return [curve.measure(size) for size in sizes]
 
 
-def table(curve: Curve, points: Sequence[Point]) -> Table:
-    """A curve for people."""
+def table(curve: Curve, points: Sequence[Figures]) -> Table:
+    """Lay out a curve as a table."""
     shown = Table(curve.name, *points[0], box=box.SIMPLE_HEAD)
     for column in shown.columns:
         column.justify = "right"
@@ -188,8 +201,8 @@ def table(curve: Curve, points: Sequence[Point]) -> Table:
     return shown
 
 
-def plot(results: Sequence[tuple[Curve, Sequence[Point]]], path: Path) -> None:
-    """Draw each curve, both axes logarithmic."""
+def plot(results: Sequence[tuple[Curve, Sequence[Figures]]], path: Path) -> None:
+    """Draw each curve with logarithmic axes."""
     figure, axes = plt.subplots(2, 3, figsize=(13, 8), layout="constrained")
     for axis in axes.flat[len(results) :]:
         axis.remove()
@@ -207,33 +220,27 @@ def plot(results: Sequence[tuple[Curve, Sequence[Point]]], path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run from the command line; returns the exit status."""
+    """Run the command; return the exit status."""
     config = tyro.cli(Config, prog="python -m bench.scaling", args=argv)
-    if missing := [name for name in SERVED if not (config.store / f"{name}.mar").is_file()]:
-        print(
-            f"error: {config.store} has no archive of {', '.join(missing)}; "
-            "run: make train-all archive",
-            file=sys.stderr,
-        )
-        return 1
     console, results = Console(), []
 
     def report(curve: Curve) -> None:
-        points = measured(curve)
+        points = measure(curve)
         console.print(table(curve, points))
         results.append((curve, points))
 
     try:
-        report(Curve("rows", (100_000, 1_000_000, 4_000_000), rows))
-        report(Curve("users", (10_000, 100_000, 1_000_000), users))
-        report(Curve("items", (1_000, 10_000, 100_000, 1_000_000), items))
-        report(Curve("models", (1, 2, 4, 8), lambda n: models(config.store, n)))
+        check_archives(config.store)
+        report(Curve("rows", (100_000, 1_000_000, 4_000_000), train_on_rows))
+        report(Curve("users", (10_000, 100_000, 1_000_000), train_with_users))
+        report(Curve("items", (1_000, 10_000, 100_000, 1_000_000), search_items))
+        report(Curve("models", (1, 2, 4, 8), lambda n: serve_models(config.store, n)))
         with tempfile.TemporaryDirectory() as folder, serving(config.store, SERVED[:1]) as server:
             body = Path(folder) / SAMPLE_FILE
             with zipfile.ZipFile(config.store / f"{SERVED[0]}.mar") as archive:
                 body.write_bytes(archive.read(SAMPLE_FILE).strip())
-            report(Curve("connections", (1, 4, 16, 64), lambda n: requests(server, body, n)))
-    except (LoadError, RuntimeError, subprocess.CalledProcessError) as error:
+            report(Curve("connections", (1, 4, 16, 64), lambda n: send_requests(server, body, n)))
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
