@@ -1,4 +1,4 @@
-"""What this process may use of the machine: its cores and memory, control groups included."""
+"""The cores and the memory that this process may use, limited by its control groups."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 
 import psutil
 
-# Measured, rounded up: a worker of xgb, and Java under a flood of large bodies.
+# Measured and rounded up: a worker of xgb, and Java under many large requests.
 WORKER_BYTES = 300_000_000
 JAVA_BYTES = 1_600_000_000
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What there is.
+    """Available cores and memory.
 
     Attributes:
-        cores: Whole ones, at least 1.
-        memory_bytes: What is still free.
+        cores: Whole cores, at least 1.
+        memory_bytes: Free memory.
     """
 
     cores: int
@@ -30,11 +30,11 @@ class Budget:
     def read(
         cls, process: Path = Path("/proc/self"), mount: Path = Path("/sys/fs/cgroup")
     ) -> Budget:
-        """Read the limits of the machine and of every control group above the process.
+        """Read the limits of the machine and of every control group that contains the process.
 
         Args:
-            process: Its folder in /proc.
-            mount: Where the control groups are, of version 1, 2 or both.
+            process: Folder of the process in /proc.
+            mount: Mount point of the control groups: version 1, version 2 or both.
         """
         cores = float(len(os.sched_getaffinity(0)))
         memory_bytes = float(psutil.virtual_memory().available)
@@ -45,14 +45,19 @@ class Budget:
 
 
 def _groups(listed: Path, mount: Path) -> Iterator[Path]:
-    """The folders of a process's control groups and of those that contain them."""
+    """Yield the folders of a process's control groups and of the groups that contain them.
+
+    Args:
+        listed: The process's ``cgroup`` file.
+        mount: Mount point of the control groups.
+    """
     for line in listed.read_text().splitlines():
         _, controllers, path = line.split(":", 2)
-        # Version 2 has one hierarchy for all controllers; beside version 1 it lies in "unified".
+        # Version 2 has one hierarchy for all controllers; next to version 1 it is in "unified".
         names = controllers.split(",") if controllers else ["", "unified"]
         parts = path.strip("/").split("/")
         for name in names:
-            # In a container the path may be the host's; its mount then begins at the group itself.
+            # In a container the path may be the host's, while the mount starts at the group itself.
             for depth in range(len(parts) + 1):
                 folder = mount.joinpath(name, *parts[:depth])
                 if folder.is_dir():
@@ -60,7 +65,7 @@ def _groups(listed: Path, mount: Path) -> Iterator[Path]:
 
 
 def _quota(folder: Path) -> float:
-    """Cores' worth of time that a group may use; infinite without a limit."""
+    """Return the number of cores that a group may use; infinite without a limit."""
     if (limit := folder / "cpu.max").exists():
         quota, period = limit.read_text().split()
     elif (limit := folder / "cpu.cfs_quota_us").exists():
@@ -71,7 +76,10 @@ def _quota(folder: Path) -> float:
 
 
 def _free_bytes(folder: Path) -> float:
-    """What a group may still take; infinite without a limit. File caches give way."""
+    """Return the memory that a group may still take; infinite without a limit.
+
+    Inactive file caches count as free: the kernel evicts them first.
+    """
     for limit_file, used_file, cache in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -81,6 +89,7 @@ def _free_bytes(folder: Path) -> float:
             if limit == "max":
                 break
             used = int((folder / used_file).read_text())
-            told = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            return int(limit) - used + int(told.get(cache, 0))
+            lines = (folder / "memory.stat").read_text().splitlines()
+            statistics = dict(line.split() for line in lines)
+            return int(limit) - used + int(statistics.get(cache, 0))
     return float("inf")

@@ -1,4 +1,4 @@
-"""Load: as much as a URL takes, by wrk or else pywrkr; or callers that look at each answer."""
+"""Generate load: as much as a URL can take, by wrk or pywrkr, or by callers that check answers."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class LoadError(UserError):
 
 @dataclass(frozen=True)
 class Load:
-    """What a load generator saw.
+    """Throughput, latency and errors of a service under load.
 
     Attributes:
-        requests_per_s: Answered with a status below 400.
-        latency_p50_ms: Of all answers.
-        latency_p99_ms: Of all answers.
-        errors: Answers of status 400 or above, and requests without one.
+        requests_per_s: Requests per second that were answered with a status below 400.
+        latency_p50_ms: Median latency of all answers.
+        latency_p99_ms: 99th percentile of the latency of all answers.
+        errors: Answers with status 400 or above, and requests without an answer.
     """
 
     requests_per_s: float
@@ -45,23 +45,23 @@ class Load:
 
 
 def generator() -> str:
-    """The load generator to be used, with a warning where it distorts."""
+    """Return the name of the load generator, with a warning if it distorts the figures."""
     if shutil.which("wrk"):
         return "wrk"
     return "pywrkr, which is slower than the services: install wrk to see how fast they are"
 
 
 def load(url: str, body: Path, connections: int, seconds: int) -> Load:
-    """Post requests again and again, on each connection as soon as the last answer is there.
+    """Post requests repeatedly; each connection sends the next one after the last answer.
 
     Args:
-        url: Where to.
+        url: URL to post to.
         body: File with the JSON to post; several lines of JSON are posted in turn.
-        connections: Open at the same time.
+        connections: Number of concurrent connections.
         seconds: Duration.
 
     Raises:
-        LoadError: If nothing came back, or there are several lines and wrk is not installed.
+        LoadError: If the generator fails, or there are several lines and wrk is not installed.
     """
     return (_wrk if shutil.which("wrk") else _pywrkr)(url, body, connections, seconds)
 
@@ -101,13 +101,13 @@ def calling(
     timeout_s: float,
     headers: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[None]:
-    """Call again and again over several connections while the block runs.
+    """Call repeatedly over several connections while the block runs.
 
     Args:
-        call: Sends a request, looks at the answer and pauses; it catches what may go wrong.
-        connections: Open at the same time, each with calls of its own.
-        timeout_s: Seconds until a request that is not answered fails.
-        headers: Of each request.
+        call: Sends a request, checks the answer and pauses; it must catch its own errors.
+        connections: Number of concurrent connections, each with its own calls.
+        timeout_s: Seconds until an unanswered request fails.
+        headers: Headers of each request.
     """
     done = threading.Event()
 

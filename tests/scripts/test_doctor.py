@@ -97,11 +97,13 @@ def test_port_that_is_taken(machine: Machine) -> None:
         finding = only(checks.ports(machine))
         assert finding.fatal
         assert finding.fix.endswith("make serve METRICS_PORT=<port>")
-        with instance.claim(machine.settings.run_folder):  # then it is the instance's own
+        with instance.claim(machine.settings.run_folder):  # then the server itself holds it
             assert list(checks.ports(machine)) == []
 
 
-def test_archive_that_is_missing_damaged_or_of_no_model(root: Path, machine: Machine) -> None:
+def test_archive_that_is_missing_damaged_or_of_an_unknown_model(
+    root: Path, machine: Machine
+) -> None:
     mar = root / "store" / "first.mar"
     mar.write_bytes(mar.read_bytes().replace(b"pass", b"fail"))
     assert "first_handler.py" in only(archives(machine)).what
@@ -111,7 +113,7 @@ def test_archive_that_is_missing_damaged_or_of_no_model(root: Path, machine: Mac
     assert unknown == Finding(f"{root}/store/frist.mar is missing", "choose from first")
 
 
-def test_archive_that_is_older_than_what_it_is_made_from(root: Path, machine: Machine) -> None:
+def test_archive_that_is_older_than_its_sources(root: Path, machine: Machine) -> None:
     assert list(archives(machine)) == []
     (root / "archive" / "first" / catalog.CONFIG_FILE).write_text(CONFIG + "batchSize: 9\n")
     (root / "handlers" / "first_handler.py").write_text(HANDLER + "# changed\n")
@@ -129,11 +131,11 @@ def test_archive_that_is_older_than_what_it_is_made_from(root: Path, machine: Ma
     assert finding.fix.startswith("make archive MODEL=first")
 
 
-def test_artifacts_that_are_not_whole(machine: Machine) -> None:
+def test_artifacts_that_are_incomplete(machine: Machine) -> None:
     assert only(artifact_folders(machine)).fatal
 
 
-def test_memory_that_does_not_hold_the_workers(machine: Machine) -> None:
+def test_memory_that_is_too_small_for_the_workers(machine: Machine) -> None:
     tight = replace(machine, budget=Budget(2, JAVA_BYTES + GB // 2))
     finding = only(checks.memory(tight))
     assert "2 workers and Java may take 2.2 GB, 2.1 GB are free" in finding.what

@@ -1,4 +1,4 @@
-"""What control groups leave of the machine."""
+"""The budget of a machine under control groups."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +29,7 @@ def read(root: Path, groups: str, files: Mapping[str, str]) -> Budget:
     return Budget.read(process, mount)
 
 
-def test_without_limits_it_is_what_the_machine_has(tmp_path: Path) -> None:
+def test_without_limits_the_budget_is_the_whole_machine(tmp_path: Path) -> None:
     files = {"cpu.max": "max 100000\n", "memory.max": "max\n"}
     assert read(tmp_path, "0::/\n", files) == Budget(16, 64 * GB)
 
@@ -60,10 +60,10 @@ def test_limits_of_version_1_count(tmp_path: Path) -> None:
     assert read(tmp_path, groups, files) == Budget(1, 3 * GB)
 
 
-def test_a_container_that_sees_its_host_s_path_finds_its_own_limits(tmp_path: Path) -> None:
+def test_a_container_that_sees_the_path_of_its_host_finds_its_own_limits(tmp_path: Path) -> None:
     files = {"cpu.max": "200000 100000\n", "memory.max": "max\n"}
     assert read(tmp_path, "0::/kubepods/pod7\n", files) == Budget(2, 64 * GB)
 
 
-def test_a_quota_below_a_core_is_a_core(tmp_path: Path) -> None:
+def test_a_quota_below_one_core_counts_as_one_core(tmp_path: Path) -> None:
     assert read(tmp_path, "0::/\n", {"cpu.max": "20000 100000\n"}).cores == 1
