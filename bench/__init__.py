@@ -1,1 +1,1 @@
-"""Measurements: speed beside the alternatives, quality beside the ceilings."""
+"""Measure speed against the alternatives, and quality against baselines and oracles."""

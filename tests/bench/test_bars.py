@@ -16,7 +16,7 @@ TRAINED = [name for name in model_names() if catalog.get(name).has_own_run]
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The current folder while models train: default data and artifacts go there."""
+    """The current folder during training: default data and artifacts are written to it."""
     folder = tmp_path_factory.mktemp("quality")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

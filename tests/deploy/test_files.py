@@ -1,7 +1,7 @@
-"""``deploy/``: its files are valid, name only what exists, and start the image's parts as it does.
+"""The files in ``deploy/`` are valid, name only what exists, and start the parts of the image.
 
-No container is built or run: the image's commands are run as plain processes, on a read-only root
-and without capabilities, in a tree that holds what .dockerignore lets through.
+No container is built or run: the commands of the image run as plain processes, on a read-only root
+and without capabilities, in a tree of the files that .dockerignore lets through.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from tests.examples import Example, examples
 DEPLOY = ROOT / "deploy"
 KUSTOMIZATIONS = ("base", "overlays/production")
 KUBERNETES_VERSION = "1.34"
-# Kinds of the Prometheus operator, which the schemas of Kubernetes do not hold.
+# Kinds of the Prometheus operator, which have no schema in Kubernetes.
 OPERATOR_KINDS = ("PrometheusRule", "ServiceMonitor")
 DEFAULTS = Settings.from_env({})
 DRAIN_S = (
@@ -63,9 +63,6 @@ def promtool() -> str:
     return tool("promtool", "run: apt-get install prometheus")
 
 
-# What the files say
-
-
 @cache
 def manifests(kustomization: str) -> list[dict[str, Any]]:
     kubectl = tool("kubectl", "install it, or kustomize")
@@ -80,7 +77,7 @@ def manifest(kustomization: str, kind: str) -> Any:
 
 
 def pods(kustomization: str) -> dict[str, Any]:
-    """The pods' specs by kind."""
+    """Return the specs of the pods by kind."""
     return {
         "Deployment": manifest(kustomization, "Deployment")["spec"]["template"]["spec"],
         "CronJob": manifest(kustomization, "CronJob")["spec"]["jobTemplate"]["spec"]["template"][
@@ -94,7 +91,7 @@ def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def settings_of(kustomization: str) -> dict[str, str]:
-    """What the pods get from the ConfigMap."""
+    """Return the settings that the pods get from the ConfigMap."""
     found = [m["data"] for m in manifests(kustomization) if m["kind"] == "ConfigMap"]
     [settings] = [data for data in found if "ENABLED_MODELS" in data]
     return dict(settings)
@@ -107,7 +104,7 @@ def compose() -> Any:
 
 @cache
 def dockerfile() -> dict[str, list[str]]:
-    """The arguments of each kind of instruction."""
+    """Return the arguments of each kind of instruction."""
     text = re.sub(r"^#.*\n", "", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
     found: dict[str, list[str]] = {}
     for line in filter(None, text.replace("\\\n", " ").splitlines()):
@@ -133,7 +130,7 @@ def expand(words: Sequence[str], env: Mapping[str, str]) -> list[str]:
 
 
 def commands() -> list[list[str]]:
-    """Every command that starts the image."""
+    """Return every command that starts the image."""
     services = compose()["services"].values()
     found = [[*s.get("entrypoint", []), *s.get("command", [])] for s in services]
     for kustomization in KUSTOMIZATIONS:
@@ -150,7 +147,7 @@ def default_command() -> list[str]:
 
 
 def expressions() -> list[str]:
-    """Every PromQL expression of the alerts and of the dashboard."""
+    """Return every PromQL expression of the alerts and of the dashboard."""
     dashboard = json.loads((DEPLOY / "k8s" / "base" / "dashboard.json").read_text())
     return [
         *(rule["expr"] for group in alert_rules()["groups"] for rule in group["rules"]),
@@ -159,11 +156,11 @@ def expressions() -> list[str]:
 
 
 def alert_rules() -> Any:
-    """The rules as Prometheus reads them."""
+    """Return the rules as Prometheus reads them."""
     return yaml.safe_load((DEPLOY / "k8s" / "base" / "alerts.yaml").read_text())["spec"]
 
 
-# They are valid
+# The files are valid
 
 
 def test_linter_finds_nothing_in_the_dockerfile() -> None:
@@ -172,7 +169,9 @@ def test_linter_finds_nothing_in_the_dockerfile() -> None:
 
 
 def test_compose_file_is_valid() -> None:
-    spec = compose_spec.PyCompose.from_yaml(yaml.safe_dump(compose()))  # it knows no merge keys
+    spec = compose_spec.PyCompose.from_yaml(
+        yaml.safe_dump(compose())
+    )  # without merge keys, which it does not support
     spec.validate()
 
 
@@ -192,7 +191,7 @@ def test_expressions_are_valid(tmp_path: Path) -> None:
     subprocess.run([promtool(), "check", "rules", *tmp_path.iterdir()], check=True)
 
 
-# They name what exists
+# The files name only what exists
 
 
 def test_every_command_exists_and_takes_its_arguments() -> None:
@@ -208,14 +207,14 @@ def test_every_setting_of_the_image_is_one_of_the_commands() -> None:
 
 
 @pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
-def test_enabled_models_exist_and_are_asked_for_once(kustomization: str) -> None:
+def test_enabled_models_exist_and_are_listed_once(kustomization: str) -> None:
     enabled = settings_of(kustomization)["ENABLED_MODELS"].split(",")
     assert set(enabled) <= set(catalog.model_names())
     assert len(set(enabled)) == len(enabled)
 
 
 @pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
-def test_ports_are_those_that_are_served_and_management_is_not_among_them(
+def test_ports_are_the_served_ones_without_the_management_port(
     kustomization: str,
 ) -> None:
     [serving] = pods(kustomization)["Deployment"]["containers"]
@@ -255,14 +254,14 @@ def test_selectors_find_the_serving_pods_only(kustomization: str) -> None:
         assert not selector.items() <= job["metadata"]["labels"].items()
     monitor = manifest(kustomization, "ServiceMonitor")["spec"]
     assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
-    # The operator calls the job as the Service is called; so do the rules and the dashboard.
+    # The operator names the job after the Service; the rules and the dashboard use that name.
     assert service["metadata"]["name"] == "recmar"
     scraped = [endpoint["port"] for endpoint in monitor["endpoints"]]
     assert scraped == ["metrics", "sidecar"]
 
 
 @pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
-def test_pods_can_write_to_volumes_only_and_have_no_privilege(kustomization: str) -> None:
+def test_pods_write_to_volumes_only_and_have_no_privileges(kustomization: str) -> None:
     for pod in pods(kustomization).values():
         assert pod["securityContext"]["runAsNonRoot"]
         assert pod["securityContext"]["runAsUser"] == int(dockerfile()["USER"][0])
@@ -276,7 +275,7 @@ def test_pods_can_write_to_volumes_only_and_have_no_privilege(kustomization: str
 
 
 @pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
-def test_what_drift_is_measured_against_outlasts_the_training_job(kustomization: str) -> None:
+def test_the_reference_data_of_drift_outlasts_the_training_job(kustomization: str) -> None:
     pod = pods(kustomization)["CronJob"]
     [train] = pod["containers"]
     [name] = [m["name"] for m in train["volumeMounts"] if m["mountPath"] == "/app/artifacts"]
@@ -297,18 +296,18 @@ def test_there_is_time_to_start_and_to_drain(kustomization: str) -> None:
     assert startup["periodSeconds"] * startup["failureThreshold"] > lifecycle.START_TIMEOUT_S
 
 
-# The image's parts work
+# The parts of the image work
 
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """The folder that ``COPY . .`` makes, as .dockerignore filters it."""
+    """The folder that ``COPY . .`` creates after the filter of .dockerignore."""
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     named = [line.removeprefix("!") for line in lines if line.startswith("!")]
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *named]
     files = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for file in filter(None, files.split("\0")):
-        if (ROOT / file).exists():  # tracked, and removed by a change that is under way
+        if (ROOT / file).exists():  # a tracked file may be deleted in the working tree
             (tmp_path / "app" / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / file, tmp_path / "app" / file)
     return tmp_path / "app"
@@ -323,12 +322,12 @@ exec setpriv --inh-caps=-all --bounding-set=-all --no-new-privs "$@"
 
 
 class Container:
-    """Runs the image's commands on a read-only root without capabilities.
+    """Runs commands of the image on a read-only root without capabilities.
 
     Args:
-        image: The image's folder.
-        writable: What a container has as volumes.
-        env: Further variables.
+        image: Folder of the image.
+        writable: Folder of the volumes.
+        env: Further environment variables.
     """
 
     def __init__(self, image: Path, writable: Path, env: Mapping[str, str]) -> None:
@@ -362,8 +361,8 @@ class Container:
 
 @pytest.fixture
 def container(image: Path) -> Iterator[Callable[..., Container]]:
-    """Makes a container of the image with further variables."""
-    # Not pytest's tmp_path: a socket's path has to stay below 108 bytes.
+    """Creates a container of the image with further environment variables."""
+    # Not in tmp_path: the path of a socket must be shorter than 108 bytes.
     with tempfile.TemporaryDirectory(prefix="recmar-") as writable:
         yield lambda **env: Container(image, Path(writable), env)
         assert list((Path(writable) / "tmpdir").iterdir()) == []
@@ -385,7 +384,7 @@ def test_image_pulls_the_champion_and_serves_it_on_a_read_only_root(
     names = ("INFERENCE_PORT", "MANAGEMENT_PORT", "METRICS_PORT", "SIDECAR_PORT")
     ports = dict(zip(names, free_ports(4), strict=True))
     settings = {"ENABLED_MODELS": "xgb", "S3_BUCKET": bucket}
-    # As a pod gets it, but for the ports.
+    # Like a pod, except for the ports.
     pod = container(**settings, **{name: str(port) for name, port in ports.items()})
 
     [puller] = pods("base")["Deployment"]["initContainers"]
@@ -419,7 +418,7 @@ def capabilities(pid: int) -> int:
 
 
 def open_ports(pid: int) -> set[int]:
-    """Where a process and its children listen for others than the loopback."""
+    """Return the ports on which a process and its children listen beyond the loopback."""
     process = psutil.Process(pid)
     return {
         connection.laddr.port
@@ -451,7 +450,7 @@ def test_pull_without_a_model_takes_every_champion(
 
 @contextmanager
 def prometheus(server: Server, folder: Path) -> Iterator[str]:
-    """Prometheus as compose.yaml sets it up, with the alerts, at the server; gives its URL."""
+    """Run Prometheus with the configuration of compose.yaml and the alerts; yield its URL."""
     program = tool("prometheus", "run: apt-get install prometheus")
     config = yaml.safe_load(compose()["configs"]["prometheus"]["content"])
     config["global"]["scrape_interval"] = "1s"
@@ -478,7 +477,7 @@ def prometheus(server: Server, folder: Path) -> Iterator[str]:
 
 
 def query(url: str, expr: str) -> list[dict[str, str]]:
-    """The labels of each series of an answer."""
+    """Return the labels of each series that an expression yields."""
     answer = requests.get(f"{url}/api/v1/query", params={"query": expr}, timeout=10)
     answer.raise_for_status()
     return [series["metric"] for series in answer.json()["data"]["result"]]
@@ -498,8 +497,8 @@ class Handler:
 """
 
 
-def answering_every_kind(server: Server) -> None:
-    """Let the server count something of every series that has one."""
+def send_requests_of_every_kind(server: Server) -> None:
+    """Make the server count at least one event in every metric."""
     odd_row = {"item_price": 1e9, "nobody_knows": 1}  # missing, out of range, unknown
     bodies: dict[str, list[Any]] = {
         "deepfm": [{"data": [odd_row]}, {"data": "wrong"}],
@@ -516,17 +515,17 @@ def answering_every_kind(server: Server) -> None:
     mar.unlink()
 
 
-def test_prometheus_finds_every_metric_and_label_that_is_named(
+def test_prometheus_finds_every_metric_and_label_of_the_expressions(
     server: Server, tmp_path: Path
 ) -> None:
-    answering_every_kind(server)
+    send_requests_of_every_kind(server)
     with prometheus(server, tmp_path) as url:
-        # The handlers hand their counts over once a second.
+        # The handlers report their counts once a second.
         wait_for(lambda: query(url, "recmar_feature_out_of_vocabulary"))
         wait_for(lambda: len(query(url, 'up{job="recmar"} == 1')) == 2)
         for expr in expressions():
             selectors = re.findall(r"(\w+)\{([^}]*)\}", expr)
-            labels = {"kind", "pod"}  # of label_replace, of the operator
+            labels = {"kind", "pod"}  # added by label_replace and by the operator
             for metric, matchers in selectors:
                 series = query(url, f'{metric}{{job="recmar"}}')
                 assert series, metric
@@ -539,11 +538,12 @@ def test_prometheus_finds_every_metric_and_label_that_is_named(
 
 
 def per_minute(increase: float) -> str:
-    """A counter in promtool's notation, a sample a minute for an hour."""
+    """Return a counter in promtool's notation: one sample per minute for an hour."""
     return f"0+{increase}x60"
 
 
 def always(value: float, minutes: int = 60) -> str:
+    """Return a constant series in promtool's notation."""
     return f"{value}+0x{minutes - 1}"
 
 
@@ -552,7 +552,7 @@ READY = 'sidecar_model_ready_workers{job="recmar",model="m",default="true",versi
 SIDECAR = 'sidecar_requests_total{job="recmar",route="%s",status="%s"}'
 MISSING = 'recmar_feature_missing{job="recmar",model_name="m",feature="f"}'
 
-# An hour of series at which each alert fires, and one at which it does not.
+# For each alert, an hour of series at which it fires and one at which it does not.
 ALERTS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     "RecmarDown": (
         {'up{job="recmar",instance="a"}': always(0)},
@@ -608,7 +608,7 @@ ALERTS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
 }
 
 
-def test_every_alert_has_its_cases() -> None:
+def test_every_alert_has_cases() -> None:
     rules = [rule["alert"] for group in alert_rules()["groups"] for rule in group["rules"]]
     assert rules == list(ALERTS)
 

@@ -1,4 +1,4 @@
-"""What the image installs is what constraints.txt says, with hashes, and all that is needed."""
+"""The image installs the versions of constraints.txt, with hashes, and every package it needs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ SHIPPED = ROOT / "deploy" / "requirements.txt"
 
 
 def pins(text: str) -> dict[str, str]:
-    """Versions by name."""
+    """Return the pinned versions by name."""
     found = re.findall(r"^([\w.-]+)==([\w.+]+)", text, re.MULTILINE)
     return {canonicalize_name(name): version for name, version in found}
 
 
 def needed(requirements: list[str], seen: set[str]) -> Iterator[str]:
-    """Names of packages and of what they need in turn, as installed here."""
+    """Yield the names of packages and of their dependencies, as installed here."""
     for requirement in map(Requirement, requirements):
         name = canonicalize_name(requirement.name)
         extras = requirement.extras or {""}
@@ -44,7 +44,7 @@ def needed(requirements: list[str], seen: set[str]) -> Iterator[str]:
 
 def test_the_image_installs_the_versions_of_constraints() -> None:
     shipped, constraints = pins(SHIPPED.read_text()), pins((ROOT / "constraints.txt").read_text())
-    assert shipped.keys() - constraints.keys() == {"setuptools", "wheel"}  # a venv's own
+    assert shipped.keys() - constraints.keys() == {"setuptools", "wheel"}  # part of every venv
     differing = {
         name: (version, constraints[name])
         for name, version in shipped.items()
@@ -59,14 +59,14 @@ def test_every_package_of_the_image_has_a_hash() -> None:
     assert [entry for entry in entries if "==" in entry and "--hash=sha256:" not in entry] == []
 
 
-def test_the_image_has_all_that_pyproject_asks_for() -> None:
+def test_the_image_has_every_package_that_pyproject_requires() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["otel"]]
     missing = set(needed(wanted, set())) - pins(SHIPPED.read_text()).keys()
     assert missing == set(), "run: make lock"
 
 
-def test_commands_that_need_no_extra_import_nothing_of_one() -> None:
+def test_commands_without_an_extra_import_no_package_of_an_extra() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     plain = set(needed(project["dependencies"], set()))
     absent = [

@@ -1,6 +1,6 @@
-"""What a model brings to the tests that all models share: ``tests/examples/<model>.py``.
+"""What each model provides for the tests that all models share: ``tests/examples/<model>.py``.
 
-Such a file defines ``EXAMPLES``, of which the first is served as the model's default version.
+Such a file defines ``EXAMPLES``; the first one is served as the model's default version.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """A model trained tiny, with requests and the answers that they must get.
+    """A tiny training run of a model, with requests and the answers that they must get.
 
     Attributes:
-        model: Its name in the catalog.
-        version: Of its artifacts; tells the examples of a model apart.
-        write_data: Writes planted-signal data into a folder.
-        arguments: Of the training script, so that it takes about a second.
-        rows: Request rows, ten or more, all with different predictions.
-        offline: The training code's own predictions, as JSON, for an artifact folder and rows.
-        reaches: The least that the tiny training must reach, by metric.
-        libraries: What the handler imports beside the libraries that every handler may.
+        model: Name of the model in the catalog.
+        version: Version of the artifacts, different for each example of a model.
+        write_data: Writes data with a planted signal into a folder.
+        arguments: Arguments with which the training script takes about a second.
+        rows: Ten or more request rows, all with different predictions.
+        offline: Computes predictions, as JSON, with the training code. Arguments: the artifact
+            folder and the rows.
+        reaches: Minimum of each metric after the tiny training run.
+        libraries: Libraries that the handler imports in addition to those that every handler may.
     """
 
     model: str
@@ -48,28 +49,28 @@ class Example:
     libraries: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
-        """Its name in a test's."""
+        """Return the name that appears in test ids."""
         return f"{self.model}-{self.version}"
 
 
 def model_names() -> list[str]:
-    """The models of the catalog, but for one that lacks its file: a test of its own says so."""
+    """Return the models of the catalog that have a file here; a test finds the others."""
     files = {path.stem for path in Path(__file__).parent.glob("*.py")}
     return [model for model in catalog.model_names() if model in files]
 
 
 def module(model: str) -> ModuleType:
-    """The file that a model brings."""
+    """Import the file of a model."""
     return importlib.import_module(f"tests.examples.{model}")
 
 
 def examples() -> list[Example]:
-    """The examples of all models."""
+    """Return the examples of all models."""
     return [example for model in model_names() for example in module(model).EXAMPLES]
 
 
 def training_script(model: str) -> TrainingScript:
-    """What trains a model."""
+    """Return the training script of a model."""
     return load_script(catalog.get(model).training[0])
 
 
@@ -81,7 +82,7 @@ def train(model: str, *flags: str) -> int:
 
 
 def load_handler(model: str, folder: Path) -> RecHandler:
-    """A model's handler, found as TorchServe finds it, over an artifact folder."""
+    """Find a model's handler as TorchServe does, and load an artifact folder with it."""
     # TorchServe logs when it is imported.
     from ts.utils.util import list_classes_from_module
 
@@ -94,18 +95,18 @@ def load_handler(model: str, folder: Path) -> RecHandler:
 
 
 def request(data: Any) -> bytes:
-    """The body of a request."""
+    """Return the body of a request."""
     return orjson.dumps({"data": data})
 
 
 def predict(handler: RecHandler, data: Any) -> Any:
-    """The predictions that a handler has for one request."""
+    """Return the predictions of a handler for one request."""
     [(status, body)], _ = handler.answer([request(data)])
     assert status == 200, body
     return orjson.loads(body)["predictions"]
 
 
 def close(value: Any) -> Any:
-    """What the numbers of a JSON value are compared with: equal to its own at rtol 1e-5."""
-    # A vector's place that is near 0 comes from sums of larger numbers, and rounds as they do.
+    """Return what the numbers of a JSON value are compared with, at rtol 1e-5."""
+    # An element near 0 is a sum of larger numbers and has their rounding error.
     return pytest.approx(dict(numbers(value)), rel=1e-5, abs=1e-7)
