@@ -169,9 +169,8 @@ def test_linter_finds_nothing_in_the_dockerfile() -> None:
 
 
 def test_compose_file_is_valid() -> None:
-    spec = compose_spec.PyCompose.from_yaml(
-        yaml.safe_dump(compose())
-    )  # without merge keys, which it does not support
+    # Dumped again, because PyCompose does not support merge keys.
+    spec = compose_spec.PyCompose.from_yaml(yaml.safe_dump(compose()))
     spec.validate()
 
 
