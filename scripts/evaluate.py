@@ -31,7 +31,8 @@ from archive import catalog, package
 from archive.gate import isolated_worker as answers
 from archive.gate.compare import Comparison, GateError, Scored, compare
 from archive.gate.report import Page
-from archive.registry.store import CHAMPION, RegistryConfig, RegistryError
+from archive.registry.documents import CHAMPION, RegistryError
+from archive.registry.store import RegistryConfig
 from handlers import logs
 from handlers.errors import ArchiveError
 from handlers.signature import Signature, verify_archive
