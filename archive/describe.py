@@ -1,14 +1,13 @@
-"""Print what an archive says of itself: ``python -m archive.describe --model deepfm``."""
+"""Print the contents of an archive: ``python -m archive.describe --model deepfm``."""
 
 from __future__ import annotations
 
 import json
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
 from rich import box
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from archive.package import MODEL_STORE
-from handlers.errors import ArchiveError
+from handlers.errors import UserError
 from handlers.signature import Signature, verify_archive
 from training.metrics.tables import metric_table
 
@@ -26,7 +25,7 @@ class Config:
     """Print an archive's signature, metrics and contents, after checking its hashes.
 
     Attributes:
-        model: Its name.
+        model: Name of the model.
         store: Folder of the archives.
     """
 
@@ -36,8 +35,14 @@ class Config:
 
 def tables(
     signature: Signature, metrics: dict[str, dict[str, float]], sizes: dict[str, int]
-) -> Any:
-    """The archive as tables for people, one after the other."""
+) -> Iterator[Table]:
+    """Yield the tables that describe an archive.
+
+    Args:
+        signature: The archive's signature.
+        metrics: Metrics on the test split, by model.
+        sizes: Sizes of the files in bytes, by path.
+    """
     summary = Table(box=None, show_header=False)
     for name, value in (
         ("model", signature.model_name),
@@ -51,7 +56,7 @@ def tables(
 
     features = Table("feature", "kind", "default", "training range", "", box=box.SIMPLE_HEAD)
     for feature in signature.features:
-        # Only a number has all of it, and what is no feature of a schema just a name.
+        # Only numbers have all three; inputs that are not features of a schema have only a name.
         kind, default, bounds = map(feature.get, ("kind", "default", "train_range"))
         note = f"{feature['vocabulary_size']} tokens" if kind == "category" else ""
         if factors := feature.get("product_of"):
@@ -77,12 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     mar = config.store / f"{config.model}.mar"
     try:
         signature = verify_archive(mar)
-    except ArchiveError as error:
+        with zipfile.ZipFile(mar) as archive:
+            metrics = json.loads(archive.read("metrics.json"))["test"]
+            sizes = {info.filename: info.file_size for info in archive.infolist()}
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    with zipfile.ZipFile(mar) as archive:
-        metrics = json.loads(archive.read("metrics.json"))["test"]
-        sizes = {info.filename: info.file_size for info in archive.infolist()}
     console = Console()
     for table in tables(signature, metrics, sizes):
         console.print(table)

@@ -1,7 +1,7 @@
 """Package trained models: ``python -m archive.package``.
 
-``artifacts/<model>/<version>/`` -> ``model-store/<model>.mar``, with all that the handler needs and
-nothing else of the repository. The same inputs give the same bytes.
+``artifacts/<model>/<version>/`` becomes ``model-store/<model>.mar``, which holds what the handler
+needs and nothing else of the repository. The same inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import os
 import shutil
 import sys
 import tempfile
@@ -19,16 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-from unittest import mock
 
 import tyro
 from model_archiver.model_archiver_config import ModelArchiverConfig
-from model_archiver.model_packaging import generate_model_archive
+from model_archiver.model_packaging_utils import ModelExportUtils
 from rich.progress import track
 
 from archive import catalog
+from archive.files import replacing
 from handlers import logs
-from handlers.errors import ArchiveError
+from handlers.errors import ArchiveError, UserError
 from handlers.signature import (
     GOLDEN_FILE,
     MANIFEST_FILE,
@@ -43,9 +42,9 @@ logger = logging.getLogger(__name__)
 
 MODEL_STORE = Path("model-store")
 SAMPLE_FILE = "sample_request.json"
-# Endings of what training writes for others than the handler.
+# Endings of the files that training writes for others than the handler.
 NOT_SHIPPED = (".png", GOLDEN_FILE, artifacts.VECTORS_FILE, artifacts.IDS_FILE)
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip file can hold
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Config:
 
     Attributes:
         model: Names separated by commas; all models by default.
-        version: The newest of each model by default.
+        version: Version to package; by default the newest of each model.
         store: Folder that the archives go to.
         artifacts_dir: Folder that training wrote to.
     """
@@ -69,9 +68,9 @@ def package(model: catalog.Model, version: str | None, config: Config) -> Path:
     """Package one model.
 
     Args:
-        model: What to package.
-        version: The newest when None.
-        config: Folders to read and to write.
+        model: The model to package.
+        version: The version to package; the newest if None.
+        config: The folders to read from and to write to.
 
     Returns:
         The ``.mar``, which appears whole or not at all.
@@ -83,34 +82,21 @@ def package(model: catalog.Model, version: str | None, config: Config) -> Path:
     """
     folder = artifacts.find(model.artifacts, version, config.artifacts_dir)
     handler = _load_and_prove(model, folder)
-    config.store.mkdir(parents=True, exist_ok=True)
+    mar = config.store / f"{model.name}.mar"
     with tempfile.TemporaryDirectory(prefix="recmar-package-") as scratch:
         stage = Path(scratch) / "stage"
         _stage(model, folder, handler, stage)
-        # The archiver works in <temporary folder>/<model>, and deletes what it finds there.
-        with mock.patch.object(tempfile, "tempdir", scratch):
-            generate_model_archive(
-                ModelArchiverConfig(
-                    model_name=model.name,
-                    handler=str(model.handler_path),
-                    version=handler.meta["model_version"],
-                    extra_files=str(stage),
-                    config_file=str(model.config_path),
-                    export_path=scratch,
-                )
-            )
-        finished = config.store / f".{model.name}.mar.part"
-        _rewrite(Path(scratch) / f"{model.name}.mar", finished)
-        verify_archive(finished)
-        mar = config.store / f"{model.name}.mar"
-        os.replace(finished, mar)
+        packed = _archive(model, handler.meta["model_version"], stage, Path(scratch))
+        with replacing(mar) as part:
+            _rewrite(packed, part)
+            verify_archive(part)
     return mar
 
 
 def _load_and_prove(model: catalog.Model, folder: Path) -> Any:
     """Load the artifacts with the handler that will serve them, and replay the golden rows."""
     module = importlib.import_module(f"handlers.{model.handler_path.stem}")
-    # TorchServe goes by the same rule: the one class that the file defines.
+    # TorchServe looks for the handler in the same way: the one class that the file defines.
     [handler_class] = [
         value
         for value in vars(module).values()
@@ -126,7 +112,7 @@ def _load_and_prove(model: catalog.Model, folder: Path) -> Any:
 
 
 def _stage(model: catalog.Model, folder: Path, handler: Any, stage: Path) -> None:
-    """Lay out what goes into the archive beside the handler and the config."""
+    """Lay out the content of the archive, all but its manifest."""
     shutil.copytree(
         catalog.ROOT / "handlers",
         stage / "handlers",
@@ -135,13 +121,13 @@ def _stage(model: catalog.Model, folder: Path, handler: Any, stage: Path) -> Non
     for path in folder.iterdir():
         if not path.name.endswith(NOT_SHIPPED):
             shutil.copy(path, stage)
+    shutil.copy(model.handler_path, stage)
+    shutil.copy(model.config_path, stage)
     shutil.copy(folder / model.golden_file, stage / GOLDEN_FILE)
     golden = json.loads((stage / GOLDEN_FILE).read_text())
     (stage / SAMPLE_FILE).write_text(json.dumps({"data": golden["rows"][1:2]}))
-    listed = [p for p in stage.rglob("*") if p.is_file()]
-    files = {p.relative_to(stage).as_posix(): sha256(p.read_bytes()) for p in listed}
-    for path in (model.handler_path, model.config_path):
-        files[path.name] = sha256(path.read_bytes())
+    staged = [path for path in stage.rglob("*") if path.is_file()]
+    files = {path.relative_to(stage).as_posix(): sha256(path.read_bytes()) for path in staged}
     signature = Signature(
         model_name=model.name,
         model_version=handler.meta["model_version"],
@@ -156,8 +142,31 @@ def _stage(model: catalog.Model, folder: Path, handler: Any, stage: Path) -> Non
     artifacts.write_json(stage / SIGNATURE_FILE, signature.to_json())
 
 
+def _archive(model: catalog.Model, version: str, stage: Path, target: Path) -> Path:
+    """Let TorchServe's archiver add the manifest and pack the staged files.
+
+    Its entry point, ``generate_model_archive``, would first copy the files to a folder that two
+    runs on one machine share, ``<temporary folder>/<model>``; these are the two steps after that.
+
+    Returns:
+        The ``.mar`` in the folder ``target``.
+    """
+    manifest = ModelExportUtils.generate_manifest_json(
+        ModelArchiverConfig(
+            model_name=model.name,
+            handler=str(model.handler_path),
+            version=version,
+            extra_files=str(stage),
+            config_file=str(model.config_path),
+            export_path=str(target),
+        )
+    )
+    ModelExportUtils.archive(str(target), model.name, str(stage), manifest)
+    return target / f"{model.name}.mar"
+
+
 def _output(prediction: Any) -> dict[str, Any]:
-    """What one prediction looks like, told from a golden one."""
+    """Describe the form of a prediction, given a golden one."""
     if isinstance(prediction, dict):
         return {"type": "object", "keys": list(prediction)}
     if isinstance(prediction, list):
@@ -166,12 +175,12 @@ def _output(prediction: Any) -> dict[str, Any]:
 
 
 def with_config(mar: Path, config: str, target: Path) -> None:
-    """Copy an archive with other settings.
+    """Copy an archive and change its settings.
 
     Args:
         mar: The archive.
-        config: The text of its new ``model-config.yaml``.
-        target: The copy, not the archive itself.
+        config: Text of the new ``model-config.yaml``.
+        target: Path of the copy; must not be the archive itself.
     """
     with zipfile.ZipFile(mar) as archive:
         signature = json.loads(archive.read(SIGNATURE_FILE))
@@ -183,7 +192,7 @@ def with_config(mar: Path, config: str, target: Path) -> None:
 def _rewrite(
     source: Path, target: Path, changes: Mapping[str, bytes] = MappingProxyType({})
 ) -> None:
-    """Copy a zip sorted by name and without times, so that the same content has the same sha256."""
+    """Copy a zip file, sorted by name and without times: the same content gives the same bytes."""
     with (
         zipfile.ZipFile(source) as old,
         zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as new,
@@ -201,17 +210,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
     config = tyro.cli(Config, args=argv)
     logs.to_stderr(logging.WARNING)
-    logging.getLogger("ts").setLevel(logging.ERROR)  # it misses accelerators at import
+    logging.getLogger("ts").setLevel(logging.ERROR)  # TorchServe warns of missing accelerators
     names = config.model.split(",") if config.model else catalog.model_names()
     try:
         for name in track(names, "packaging", transient=True, disable=not sys.stderr.isatty()):
             mar = package(catalog.get(name), config.version or None, config)
             print(f"{mar}  {mar.stat().st_size:,} bytes  sha256 {sha256(mar.read_bytes())[:16]}")
-    except (artifacts.ArtifactError, ArchiveError, catalog.UnknownModelError) as error:
+    except (UserError, OSError) as error:
         logger.error("%s", error)
-        return 1
-    except OSError as error:
-        logger.error("%s: %s", config.store, error.strerror)
         return 1
     return 0
 

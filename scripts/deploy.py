@@ -26,14 +26,8 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from archive.registry.store import (
-    CHALLENGER,
-    CHAMPION,
-    PREVIOUS,
-    Registry,
-    RegistryConfig,
-    RegistryError,
-)
+from archive.registry.documents import CHALLENGER, CHAMPION, PREVIOUS, RegistryError
+from archive.registry.store import Registry, RegistryConfig
 from handlers import logs
 from handlers.errors import ArchiveError, UserError
 from handlers.signature import first_difference, verify_archive

@@ -1,6 +1,6 @@
-"""Put trained models into the registry, and look after it: ``python -m scripts.register_model``.
+"""Register trained models and maintain the registry: ``python -m scripts.register_model``.
 
-Without a command it registers: ``python -m scripts.register_model --model deepfm --version v1``.
+Without a subcommand it registers: ``python -m scripts.register_model --model deepfm --version v1``.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from rich.console import Console
 from rich.table import Table
 
 from archive import catalog, package
-from archive.registry.store import CHALLENGER, CHAMPION, RegistryConfig, RegistryError
+from archive.registry.documents import CHALLENGER, CHAMPION, RegistryError
+from archive.registry.store import RegistryConfig
 from handlers import logs
-from handlers.errors import ArchiveError
-from serving.rollout import RolloutError, changing
+from handlers.errors import UserError
+from serving.rollout import changing
 from training import artifacts
 
 logger = logging.getLogger(__name__)
@@ -36,8 +37,8 @@ class Register(RegistryConfig):
     """Package a trained model and register it as the challenger.
 
     Attributes:
-        model: Its name; that of a training run stands for every archive of the run.
-        version: The newest by default.
+        model: Name of a model, or of a training run for all archives of that run.
+        version: The version; the newest by default.
         model_dir: Folder that training wrote to.
     """
 
@@ -46,10 +47,10 @@ class Register(RegistryConfig):
     model_dir: Path = artifacts.ARTIFACTS
 
     def run(self) -> None:
-        """Package, store, enter."""
+        """Package the model and register its archives."""
         chosen = catalog.get(self.model)
         models = [catalog.get(name) for name in catalog.model_names()]
-        # Between two archives of a run, another run may end and be the newest.
+        # Another run may finish, and be the newest, while the archives of this one are packaged.
         version = artifacts.find(chosen.artifacts, self.version or None, self.model_dir).name
         for model in models:
             if self.model not in (model.name, model.artifacts):
@@ -66,7 +67,7 @@ class List(RegistryConfig):
     """List the registered versions."""
 
     def run(self) -> None:
-        """Print a table."""
+        """Print a table of all versions."""
         table = Table("model", "version", "alias", "sha256", "registered", box=box.SIMPLE_HEAD)
         for entry, aliases in self.open_registry().listing():
             time = entry.registered_at[:16].replace("T", " ")
@@ -81,10 +82,10 @@ class List(RegistryConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Show(RegistryConfig):
-    """Print all that is known of a version, as JSON.
+    """Print the entry of a version, as JSON.
 
     Attributes:
-        model: Its name.
+        model: Name of the model.
         version: A version or an alias: champion, challenger, previous.
     """
 
@@ -99,10 +100,10 @@ class Show(RegistryConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Promote(RegistryConfig):
-    """Make a version the champion. Deploying does that by itself.
+    """Make a version the champion. Deploying a version does this too.
 
     Attributes:
-        model: Its name.
+        model: Name of the model.
         version: A version or an alias.
     """
 
@@ -117,10 +118,10 @@ class Promote(RegistryConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Rollback(RegistryConfig):
-    """Make the previous champion the champion again. Changes nothing that is being served.
+    """Make the previous champion the champion again, without changing what is served.
 
     Attributes:
-        model: Its name.
+        model: Name of the model.
     """
 
     model: str
@@ -132,18 +133,18 @@ class Rollback(RegistryConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Prune(RegistryConfig):
-    """Remove old versions; champion, previous champion and challenger stay in any case.
+    """Remove old versions; champion, previous champion and challenger always stay.
 
     Attributes:
-        model: Its name.
-        keep: How many of the newest versions stay.
+        model: Name of the model.
+        keep: Number of newest versions that stay.
     """
 
     model: str
     keep: int
 
     def run(self) -> None:
-        """Remove entries and archives."""
+        """Remove entries and archives, and print what was removed."""
         if self.keep < 0:
             raise RegistryError(f"--keep {self.keep}: expected 0 or more")
         for entry in self.open_registry().prune(self.model, self.keep):
@@ -152,11 +153,12 @@ class Prune(RegistryConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Pull(RegistryConfig):
-    """Copy the champions into a model store, for a start that serves them.
+    """Copy the champions into a model store, to be served at the next start.
 
     Attributes:
-        model: Names separated by commas; every model that has a champion by default.
-        store: Folder that the archives go to; MODEL_STORE, or else model-store/, by default.
+        model: Names separated by commas; by default every model that has a champion.
+        store: Folder that the archives go to; by default MODEL_STORE, or model-store/ if that is
+            not set.
     """
 
     model: str = ""
@@ -165,10 +167,10 @@ class Pull(RegistryConfig):
     )
 
     def run(self) -> None:
-        """Copy and check."""
+        """Copy the archives and check their hashes."""
         registry = self.open_registry()
         names = [name.strip() for name in self.model.split(",")] if self.model else []
-        names = names or [entry.model for entry, of in registry.listing() if CHAMPION in of]
+        names = names or [e.model for e, aliases in registry.listing() if CHAMPION in aliases]
         if not names:
             raise RegistryError(
                 f"{self.s3_bucket or self.registry} has no champion; "
@@ -201,26 +203,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         COMMANDS, prog="python -m scripts.register_model", args=arguments
     )
     logs.to_stderr(logging.WARNING)
-    logging.getLogger("ts").setLevel(logging.ERROR)  # it misses accelerators at import
+    logging.getLogger("ts").setLevel(logging.ERROR)  # TorchServe warns of missing accelerators
     try:
         command.run()
-    except (
-        RegistryError,
-        RolloutError,  # somebody deploys
-        artifacts.ArtifactError,
-        ArchiveError,
-        catalog.UnknownModelError,
-        OSError,
-    ) as error:
+    except (UserError, OSError) as error:
         logger.error("%s", error)
         return 1
     except KeyboardInterrupt:
-        logger.warning("interrupted; run it again to go on")
+        logger.warning("interrupted; run it again to continue")
         return 130
     return 0
 
 
 if __name__ == "__main__":
-    # As process 1 of an init container nothing else would end it.
+    # Process 1 of a container ignores signals that it does not handle.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

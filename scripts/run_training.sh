@@ -1,22 +1,23 @@
 #!/usr/bin/env bash
-# Train models, judge them, register those that pass, and deploy them if asked to.
+# Train models, judge them, register those that pass, and deploy them on request.
 #
 # usage: scripts/run_training.sh [options] [-- flags of the training scripts]
 #   --models a,b        training runs; all by default
-#   --data-path PATH    the data of these models; the default worlds otherwise
+#   --data-path PATH    data of these models; the synthetic worlds by default
 #   --s3-bucket B       the registry's bucket
 #   --skip-eval         register without judging
 #   --skip-register     stop after judging
-#   --deploy            deploy what was registered, its item vectors to INDEX_URI first
-#   --service-url URL   management API of a host to deploy to, once for each host, in the same
-#   --inference-url URL order where callers reach it,
-#   --model-store DIR   where its model store is seen here, and
-#   --key-file FILE     a copy of its tokens
+#   --deploy            deploy what was registered; item vectors go to INDEX_URI first
+#   --service-url URL   management API of a host to deploy to; this and the following options
+#                       once for each host, in the same order
+#   --inference-url URL inference API of the host
+#   --model-store DIR   model store of the host, as a path on this machine
+#   --key-file FILE     copy of the host's tokens
 #
-# A model that fails does not stop the others. Exit status: 0 all is well, 1 a model failed or was
-# refused, 2 a wrong option, 130 interrupted.
+# A model that fails does not stop the others. Exit status: 0 success, 1 a model failed or was refused,
+# 2 wrong option, 130 interrupted.
 set -uo pipefail
-set -m # each step leads a process group, to be interrupted as a whole
+set -m # each step runs in its own process group, which is interrupted as a whole
 cd "$(dirname "$0")/.." || exit 2
 py=${PYTHON:-.venv/bin/python}
 
@@ -25,7 +26,7 @@ usage_error() {
   exit 2
 }
 
-# Those that share another's training run are registered and deployed with it.
+# Models that share another's training run are registered and deployed with it.
 models=$(grep -L '^  artifacts:' archive/*/model-config.yaml | xargs -n1 dirname | xargs -n1 basename)
 skip_eval='' skip_register='' deploying=''
 data=() place=() services=() inference=() stores=() keys=()
@@ -72,27 +73,27 @@ done
 
 command -v "$py" >/dev/null || usage_error "no $py; run: make setup"
 
-interrupted='' child='' failed=''
-trap 'interrupted=1; [[ -z $child ]] || kill -INT -- "-$child" 2>/dev/null' INT TERM HUP
+interrupted='' step_pid='' failed=''
+trap 'interrupted=1; [[ -z $step_pid ]] || kill -INT -- "-$step_pid" 2>/dev/null' INT TERM HUP
 registered=$(mktemp) || exit 1
 trap 'rm -f "$registered"' EXIT
 
-# Run a command to its end, also when this script is told to stop meanwhile.
+# Run a command to its end, even if this script is interrupted meanwhile.
 run() {
   local status
   "$@" </dev/null &
-  child=$!
-  wait "$child"
+  step_pid=$!
+  wait "$step_pid"
   status=$?
-  while kill -0 "$child" 2>/dev/null; do
-    wait "$child"
+  while kill -0 "$step_pid" 2>/dev/null; do
+    wait "$step_pid"
     status=$?
   done
-  child=''
+  step_pid=''
   return "$status"
 }
 
-# attempt STEP COMMAND...: run the command, and note in results[STEP] how it went.
+# attempt STEP COMMAND...: run the command and record its outcome in results[STEP].
 declare -A results
 attempt() {
   local status

@@ -1,6 +1,6 @@
-"""Train models by their names: ``python -m scripts.train [--model deepfm,xgb] [flags]``.
+"""Train models by name: ``python -m scripts.train [--model deepfm,xgb] [flags]``.
 
-What follows the known flags goes to each training script as it is.
+Flags that this command does not know go to each training script unchanged.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from collections.abc import Sequence
 
 from archive import catalog
 from handlers import logs
+from handlers.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status, 0 only if every model was trained."""
-    # A script's flag such as --mode is no abbreviation of --model.
+    # Without allow_abbrev=False, a script's flag --mode would count as --model.
     parser = argparse.ArgumentParser(
         description="Train models, all of them by default.", allow_abbrev=False
     )
@@ -29,19 +30,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         names = args.model.split(",") if args.model else catalog.model_names()
         models = [catalog.get(name) for name in names]
-    except catalog.UnknownModelError as error:
+    except UserError as error:
         logger.error("%s", error)
         return 1
     scripts = dict.fromkeys(tuple(model.training) for model in models)
     failed = []
     for script, *own in scripts:
         command = [sys.executable, "-m", f"training.{script}", *own, *flags]
-        print(f"== {' '.join([script, *own])}", flush=True)  # a flag may be a password
+        print(f"== {' '.join([script, *own])}", flush=True)  # not the flags: one may be a password
         run = subprocess.Popen(command)
         try:
             status = run.wait()
         except KeyboardInterrupt:
-            return run.wait()  # it heard that too, and removes what is half done
+            return run.wait()  # the script gets the Ctrl-C too, and cleans up
         if status != 0:
             failed.append(" ".join([script, *own]))
     if failed:

@@ -1,6 +1,6 @@
-"""Two versions of a model on the same test split: what changed, how surely, and for whom.
+"""Compare two versions of a model on the same test split: metrics, confidence and slices.
 
-Shapes: R results, U units of them that are drawn together.
+Shapes: R results, in U units that the bootstrap draws as a whole.
 """
 
 from __future__ import annotations
@@ -18,30 +18,27 @@ from handlers.errors import UserError
 from training.evaluation import Evaluation, Results
 from training.metrics.retrieval import Indices
 
-# Enough for a standard error (Efron and Tibshirani, 1993).
+# Enough draws for a standard error (Efron and Tibshirani, 1993).
 DRAWS = 100
 NORMAL_95 = 1.96
-# Units of a draw at most: an interval from fewer is wider by a known factor.
+# Most units in a draw. Fewer units than there are widen the interval by a known factor.
 MAX_UNITS = 5_000
-# A slice with fewer results says nothing.
+# A slice with fewer results is too noisy to report.
 MIN_SLICE = 100
-MAX_TOKENS = 8
+# A column with more values is divided into ranges, or its rarer values are put together.
+MAX_VALUES = 8
 DEFAULT_SLICES = ("user_gender", "user_age")
 AGE_BANDS = (18, 25, 35, 45, 55, 65)
 
 
-class GateError(UserError):
-    """There is no verdict; the message says why and what to do."""
-
-
 @dataclass(frozen=True)
 class Scored:
-    """What one version, or a baseline in its place, was worth.
+    """The results of a version, or of a baseline in its place.
 
     Attributes:
-        name: Its version.
-        results: On the test split, [R, ...].
-        importance: How much of the primary metric is lost without a feature, by its name.
+        name: The version, or the name of the baseline.
+        results: Results on the test split, [R, ...].
+        importance: Loss of the primary metric when a feature is shuffled, by feature.
     """
 
     name: str
@@ -54,9 +51,9 @@ class Change:
     """A metric of two versions.
 
     Attributes:
-        metric: Its name.
-        old: Of the current version.
-        new: Of the one that is judged.
+        metric: Name of the metric.
+        old: Value of the current version.
+        new: Value of the version that is judged.
         margin: Half of the 95 % interval of the difference.
     """
 
@@ -67,18 +64,18 @@ class Change:
 
     @property
     def difference(self) -> float:
-        """Above 0 where the new version has more."""
+        """How much higher the new version is."""
         return self.new - self.old
 
 
 @dataclass(frozen=True)
 class Limit:
-    """What a metric of the new version may not cross.
+    """A bound on a metric of the new version.
 
     Attributes:
-        value: The limit.
-        ratio: That of the current version's it is.
-        is_least: Whether the metric may not be below, instead of above.
+        value: The bound.
+        ratio: The bound as a share of the current version's metric.
+        is_least: Whether it is a lower bound instead of an upper bound.
     """
 
     value: float
@@ -86,26 +83,26 @@ class Limit:
     is_least: bool
 
     def holds(self, value: float) -> bool:
-        """Whether a value is on the right side."""
+        """Return whether a value keeps to the bound."""
         return value >= self.value if self.is_least else value <= self.value
 
     def __str__(self) -> str:
-        """As a condition."""
+        """Return the condition, such as ``>= 0.7418``."""
         return f"{'>=' if self.is_least else '<='} {self.value:.4f}"
 
 
 @dataclass(frozen=True)
 class Slice:
-    """The primary metric among some of the results.
+    """The results that share a value of a column.
 
     Attributes:
-        column: What they have in common a value of.
-        value: That value, or a range.
-        n_results: How many they are.
-        change: Of the primary metric.
-        calibration: Predicted over actual clicks, of the old version and of the new; None for a
-            model that predicts none.
-        is_worse: Whether here the new version surely misses what it must reach over all.
+        column: Name of the column.
+        value: The value, or a range of values.
+        n_results: Number of results.
+        change: Change of the primary metric.
+        calibration: Predicted over actual clicks of the old and the new version; None if the model
+            does not predict clicks.
+        is_worse: Whether even the upper end of the interval misses the limit of the primary metric.
     """
 
     column: str
@@ -121,11 +118,11 @@ class Comparison:
     """The verdict and what led to it.
 
     Attributes:
-        old: The current version.
-        new: The one that is judged.
-        changes: Of each metric.
-        limits: By metric.
-        slices: By column and value.
+        old: The current version, or a baseline.
+        new: The version that is judged.
+        changes: Change of each metric.
+        limits: Limits by metric.
+        slices: Slices by column and value.
     """
 
     old: Scored
@@ -136,7 +133,7 @@ class Comparison:
 
     @property
     def failures(self) -> list[str]:
-        """Why the new version may not ship."""
+        """Reasons why the new version may not ship."""
         return [
             f"{c.metric}: expected {limit} ({limit.ratio:g} x {c.old:.4f}), got {c.new:.4f}"
             for c in self.changes
@@ -156,14 +153,14 @@ def compare(
 
     Args:
         evaluation: The test split.
-        old: The current version.
-        new: The one that is judged.
-        min_ratio: Metrics that must reach a share of the current version's.
-        max_ratio: Metrics that must stay below a multiple of it.
-        columns: To slice by; by default user_gender and user_age, where there are such.
+        old: The current version, or a baseline.
+        new: The version that is judged.
+        min_ratio: Share of the current version's value that a metric must reach, by metric.
+        max_ratio: Multiple of the current version's value that a metric must not exceed, by metric.
+        columns: Columns to slice by; by default user_gender and user_age, where they exist.
 
     Raises:
-        GateError: If there is no such metric or column.
+        UserError: If there is no such metric or column.
     """
     changes = measure(evaluation, old, new)
     known = {change.metric: change.old for change in changes}
@@ -171,7 +168,7 @@ def compare(
     for ratios, is_least in ((min_ratio, True), (max_ratio, False)):
         for metric, ratio in ratios.items():
             if metric not in known:
-                raise GateError(f"no metric {metric}; there are {', '.join(known)}")
+                raise UserError(f"no metric {metric}; there are {', '.join(known)}")
             limits[metric] = Limit(known[metric] + _leeway(known[metric], ratio), ratio, is_least)
     ratio = min_ratio.get(evaluation.primary, 1.0)
     slices = list(_slices(evaluation, old, new, columns, ratio))
@@ -179,20 +176,20 @@ def compare(
 
 
 def _leeway(value: float, ratio: float) -> float:
-    """What may be added to a value; .99 gives way downwards for a negative one, too."""
+    """Return what to add to a value for a limit; 0.99 lowers the limit of negative values too."""
     return (ratio - 1) * abs(value)
 
 
 def measure(
     evaluation: Evaluation, old: Scored, new: Scored, rows: Indices | None = None
 ) -> list[Change]:
-    """Each metric of two versions, with a paired bootstrap of the difference.
+    """Measure both versions, and estimate the error of each difference by a paired bootstrap.
 
     Args:
         evaluation: The test split.
-        old: One version.
-        new: The other.
-        rows: The results that count; all by default.
+        old: The current version, or a baseline.
+        new: The version that is judged.
+        rows: Positions of the results that count; all by default.
     """
     rows = np.arange(len(evaluation.frame)) if rows is None else rows
     before, after = (evaluation.report(scored.results, rows) for scored in (old, new))
@@ -202,8 +199,8 @@ def measure(
     rng = np.random.default_rng(0)
     drawn = []
     for _ in range(DRAWS):
-        some = rows[units.pick(rng.integers(len(units), size=n_drawn))]
-        a, b = (evaluation.report(scored.results, some) for scored in (old, new))
+        sample = rows[units.results(rng.integers(len(units), size=n_drawn))]
+        a, b = (evaluation.report(scored.results, sample) for scored in (old, new))
         drawn.append([b.get(metric, np.nan) - a.get(metric, np.nan) for metric in metrics])
     errors = np.std(drawn, axis=0, ddof=1) * np.sqrt(n_drawn / len(units))
     return [
@@ -213,7 +210,11 @@ def measure(
 
 
 class _Units:
-    """Results that are drawn together."""
+    """Groups of results that the bootstrap draws as a whole, such as those of one user.
+
+    Args:
+        keys: The unit of each result, [R].
+    """
 
     def __init__(self, keys: npt.NDArray[Any]) -> None:
         _, codes = np.unique(keys, return_inverse=True)
@@ -222,15 +223,15 @@ class _Units:
         self._starts = self._sizes.cumsum() - self._sizes
 
     def __len__(self) -> int:
-        """U."""
+        """Return the number of units, U."""
         return len(self._sizes)
 
-    def pick(self, units: Indices) -> Indices:
-        """The results of some units, one unit after the other."""
+    def results(self, units: Indices) -> Indices:
+        """Return the positions of the results of some units, one unit after the other."""
         sizes = self._sizes[units]
-        places = np.arange(sizes.sum()) - np.repeat(sizes.cumsum() - sizes, sizes)
-        picked: Indices = self._order[np.repeat(self._starts[units], sizes) + places]
-        return picked
+        within_unit = np.arange(sizes.sum()) - np.repeat(sizes.cumsum() - sizes, sizes)
+        positions: Indices = self._order[np.repeat(self._starts[units], sizes) + within_unit]
+        return positions
 
 
 def _slices(
@@ -238,13 +239,13 @@ def _slices(
 ) -> Iterator[Slice]:
     frame = evaluation.frame
     if missing := [column for column in columns if column not in frame]:
-        raise GateError(
+        raise UserError(
             f"--slice {' '.join(missing)}: no such column; "
             f"there are {', '.join(map(str, frame)) or 'none for this model'}"
         )
     for column in columns or [name for name in DEFAULT_SLICES if name in frame]:
-        for value, is_part in _parts(frame[column]):
-            rows = np.flatnonzero(is_part)
+        for value, mask in _masks(frame[column]):
+            rows = np.flatnonzero(mask)
             if len(rows) < MIN_SLICE or not evaluation.report(new.results, rows):
                 continue
             by_metric = {c.metric: c for c in measure(evaluation, old, new, rows)}
@@ -262,16 +263,19 @@ def _slices(
             )
 
 
-def _parts(values: pd.Series[Any]) -> Iterator[tuple[str, pd.Series[bool]]]:
-    """Names and masks: of the most frequent values; ages in bands, other numbers in quarters."""
+def _masks(values: pd.Series[Any]) -> Iterator[tuple[str, pd.Series[bool]]]:
+    """Yield the name and the mask of each slice of a column.
+
+    Numbers with many values are divided into ranges: ages into bands, others into quarters.
+    """
     is_numeric = pd.api.types.is_numeric_dtype(values)
-    if is_numeric and values.nunique() > MAX_TOKENS:
+    if is_numeric and values.nunique() > MAX_VALUES:
         quarters = values.quantile([0.25, 0.5, 0.75]).unique().tolist()
         edges = AGE_BANDS if values.name == "user_age" else quarters
         for left, right in pairwise([-np.inf, *edges, np.inf]):
             yield _band(left, right), (values >= left) & (values < right)
     else:
-        common = values.value_counts().index[:MAX_TOKENS]
+        common = values.value_counts().index[:MAX_VALUES]
         for value in common:
             yield f"{value:g}" if is_numeric else value, values == value
         yield "others", values.notna() & ~values.isin(common)

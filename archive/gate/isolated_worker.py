@@ -1,8 +1,8 @@
-"""Let an unpacked archive answer, in a process that sees nothing but its folder.
+"""Run an unpacked archive's handler, in a process that sees nothing but the archive's folder.
 
-``python -I isolated_worker.py <archive> <work>`` reads ``requests.jsonl``, ``items.json`` and
-``config.json`` in the work folder and writes ``answers.jsonl`` and ``item_vectors.npy``. It loads
-the handler as a worker of TorchServe does, so hashes and golden rows are checked first.
+``python -I isolated_worker.py <archive> <work>`` reads requests, items and settings from the folder
+``work`` and writes responses and item vectors there. It loads the handler as a TorchServe worker
+does, so hashes and golden rows are checked first.
 """
 
 from __future__ import annotations
@@ -12,10 +12,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+REQUESTS_FILE = "requests.jsonl"
+RESPONSES_FILE = "responses.jsonl"
+ITEMS_FILE = "items.json"
+VECTORS_FILE = "item_vectors.npy"
+CONFIG_FILE = "config.json"
+
 
 def load(archive: Path) -> Any:
-    """The archive's handler."""
-    # As a worker does it: the archive's own code comes first.
+    """Return the archive's handler."""
+    # The archive's own code comes first, as in a TorchServe worker.
     sys.path.insert(0, str(archive))
     import ts
     from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
@@ -32,21 +38,21 @@ def load(archive: Path) -> Any:
 
 
 def main(archive: Path, work: Path) -> None:
-    """Answer what is in the work folder."""
+    """Answer the requests and embed the items of the work folder."""
     handler = load(archive)
-    if config := json.loads((work / "config.json").read_text()):
+    if config := json.loads((work / CONFIG_FILE).read_text()):
         handler.load(archive, {**handler.config, **config})
-    with (work / "requests.jsonl").open("rb") as requests, (work / "answers.jsonl").open("wb") as f:
+    with (work / REQUESTS_FILE).open("rb") as requests, (work / RESPONSES_FILE).open("wb") as file:
         for request in requests:
             [(status, body)], _ = handler.answer([request])
             if status != 200:
                 raise RuntimeError(body.decode())
-            f.write(body + b"\n")
-    items = json.loads((work / "items.json").read_text())
+            file.write(body + b"\n")
+    items = json.loads((work / ITEMS_FILE).read_text())
     if items:
         import numpy as np
 
-        np.save(work / "item_vectors.npy", handler.embed_items(items, archive))
+        np.save(work / VECTORS_FILE, handler.embed_items(items, archive))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The gate's report: one HTML file that needs nothing else."""
+"""The gate's report: a single HTML file that loads nothing else."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from training.evaluation import Evaluation, Results
 from training.metrics.ranking import auc, calibration_bins
 
 TEMPLATE = Path(__file__).with_name("report.html")
-# Both can be read on white and on black.
+# Readable on a light and on a dark background.
 OLD, NEW = "#d97706", "#3b82f6"
-# Stands in the drawing for the page's own colour of text.
+# Placeholder in the drawings for the page's text color.
 INK = "#808182"
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -41,14 +41,14 @@ MAX_FEATURES = 20
 
 @dataclass(frozen=True)
 class Page:
-    """What the report shows.
+    """The content of the report.
 
     Attributes:
-        model: Its name.
+        model: Name of the model.
         comparison: The verdict and what led to it.
         evaluation: The test split.
         baselines: Reports of further baselines, for a first version.
-        notes: What may make the comparison unfair.
+        notes: Reasons why the comparison may be unfair.
     """
 
     model: str
@@ -58,13 +58,13 @@ class Page:
     notes: Sequence[str]
 
     def save(self, path: Path) -> None:
-        """Write the report; a page of that name is replaced."""
+        """Write the report; an existing file is replaced."""
         environment = jinja2.Environment(
             autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
         template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
         with mpl.rc_context(STYLE):
-            # The page's own drawings, whose texts matplotlib has escaped.
+            # Markup: these drawings are our own, and matplotlib has escaped their texts.
             figures = [(title, Markup(_svg(figure))) for title, figure in self.figures()]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(
@@ -79,12 +79,12 @@ class Page:
         )
 
     def figures(self) -> Iterator[tuple[str, Figure]]:
-        """Titles and drawings, as far as the model has what they show."""
+        """Yield the title and the drawing of each figure that applies to the model."""
         versions = (self.comparison.old, OLD), (self.comparison.new, NEW)
         predicted = [
-            (scored.name, color, *found)
+            (scored.name, color, *labels_and_probabilities)
             for scored, color in versions
-            if (found := self.evaluation.probabilities(scored.results))
+            if (labels_and_probabilities := self.evaluation.probabilities(scored.results))
         ]
         ranked = [
             (scored.name, color, ranks)
@@ -115,7 +115,7 @@ def _roc(predicted: Predicted) -> Figure:
         curve = np.interp(grid, false_positives, true_positives)
         axes.plot(grid, curve, color=color, label=f"{name}, {auc(labels, probs):.4f}")
     axes.plot([0, 1], [0, 1], color=INK, linestyle=":")
-    return _named(figure)
+    return _with_legend(figure)
 
 
 def _calibration(predicted: Predicted) -> Figure:
@@ -126,7 +126,7 @@ def _calibration(predicted: Predicted) -> Figure:
         axes.plot(bins.predicted, bins.actual, color=color, marker="o", markersize=4, label=name)
         top = max(top, bins.predicted.max(), bins.actual.max())
     axes.plot([0, top], [0, top], color=INK, linestyle=":")
-    return _named(figure)
+    return _with_legend(figure)
 
 
 def _histogram(predicted: Predicted) -> Figure:
@@ -136,7 +136,7 @@ def _histogram(predicted: Predicted) -> Figure:
     for name, color, _, probs in predicted:
         counts, _ = np.histogram(probs, edges)
         axes.stairs(counts / len(probs), edges, color=color, label=name)
-    return _named(figure)
+    return _with_legend(figure)
 
 
 def _hit_rate(ranked: Sequence[tuple[str, str, Results]]) -> Figure:
@@ -146,16 +146,16 @@ def _hit_rate(ranked: Sequence[tuple[str, str, Results]]) -> Figure:
         rates = np.searchsorted(np.sort(ranks), ks, side="right") / len(ranks)
         axes.plot(ks, rates, color=color, label=name)
     axes.set_ylim(bottom=0)
-    return _named(figure)
+    return _with_legend(figure)
 
 
 def _slices(comparison: Comparison) -> Figure:
     slices = comparison.slices[::-1]
     figure, axes = _plot("new - old", "", height=1.2 + 0.22 * len(slices))
-    for place, part in enumerate(slices):
+    for position, part in enumerate(slices):
         change = part.change
         axes.errorbar(
-            change.difference, place, xerr=change.margin, fmt="o", color=NEW, markersize=4
+            change.difference, position, xerr=change.margin, fmt="o", color=NEW, markersize=4
         )
     axes.axvline(0, color=INK, linestyle=":")
     axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -168,19 +168,19 @@ def _importance(comparison: Comparison) -> Figure:
     new, old = comparison.new.importance, comparison.old.importance
     names = sorted(new, key=new.__getitem__)[-MAX_FEATURES:]
     figure, axes = _plot("", "", height=1.2 + 0.28 * len(names))
-    places = np.arange(len(names))
+    positions = np.arange(len(names))
     axes.barh(
-        places + 0.2, [new[name] for name in names], 0.4, color=NEW, label=comparison.new.name
+        positions + 0.2, [new[name] for name in names], 0.4, color=NEW, label=comparison.new.name
     )
     if old:
         lost = [old.get(name, 0.0) for name in names]
-        axes.barh(places - 0.2, lost, 0.4, color=OLD, label=comparison.old.name)
-    axes.set_yticks(places, names)
-    return _named(figure)
+        axes.barh(positions - 0.2, lost, 0.4, color=OLD, label=comparison.old.name)
+    axes.set_yticks(positions, names)
+    return _with_legend(figure)
 
 
 def _plot(x_label: str, y_label: str, height: float = 3.4) -> tuple[Figure, Axes]:
-    # A bare Figure draws without pyplot, hence without a display and without global state.
+    # A bare Figure needs no pyplot, so no display and no global state.
     figure = Figure(figsize=(4.6, height), layout="constrained")
     axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
     axes.grid(alpha=0.3, color=INK)
@@ -190,13 +190,13 @@ def _plot(x_label: str, y_label: str, height: float = 3.4) -> tuple[Figure, Axes
     return figure, axes
 
 
-def _named(figure: Figure) -> Figure:
+def _with_legend(figure: Figure) -> Figure:
     figure.axes[0].legend(frameon=False)
     return figure
 
 
 def _svg(figure: Figure) -> str:
-    """The drawing as an element of a page."""
+    """Return the drawing as an HTML element."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue()

@@ -1,4 +1,4 @@
-"""What goes into an archive, and that one which does not keep its word is refused."""
+"""What goes into an archive, and that a spoiled archive is refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ATTEMPTS = 5
 
 @pytest.fixture
 def folder(artifact_folder: Callable[[Example], Path], tmp_path: Path) -> Path:
-    """A copy of deepfm's artifacts to spoil, ``artifacts/deepfm/v1``."""
+    """A copy of deepfm's artifacts that a test may spoil, ``artifacts/deepfm/v1``."""
     copy = tmp_path / "artifacts" / "deepfm" / "v1"
     shutil.copytree(artifact_folder(DEEPFM), copy)
     return copy
@@ -38,35 +38,35 @@ def folder(artifact_folder: Callable[[Example], Path], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def mar(archive_file: Callable[[Example], Path], tmp_path: Path) -> Path:
-    """A copy of deepfm's archive to spoil."""
+    """A copy of deepfm's archive that a test may spoil."""
     return Path(shutil.copy(archive_file(DEEPFM), tmp_path))
 
 
 def pack(folder: Path, *flags: str) -> int:
-    """Package deepfm from ``folder``, an artifact folder, into ``store`` beside its root."""
+    """Package deepfm from an artifact folder into ``store``, next to the root of the artifacts."""
     root = folder.parents[1]
     places = ["--artifacts-dir", str(root), "--store", str(root.parent / "store")]
     return package.main(["--model", "deepfm", *places, *flags])
 
 
 def read(mar: Path) -> dict[str, bytes]:
-    """Files of an archive by path."""
+    """Return the files of an archive by path."""
     with zipfile.ZipFile(mar) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
 def write(mar: Path, files: Mapping[str, bytes]) -> None:
-    """Write the files back."""
+    """Write the files of an archive."""
     with zipfile.ZipFile(mar, "w") as archive:
         for name, data in files.items():
             archive.writestr(name, data)
 
 
 def skewed(golden: bytes, by: float) -> bytes:
-    """Golden rows whose prediction 3 training would not have computed."""
-    told = json.loads(golden)
-    told["predictions"][3] += by
-    return json.dumps(told).encode()
+    """Return golden rows with a prediction 3 that training did not compute."""
+    content = json.loads(golden)
+    content["predictions"][3] += by
+    return json.dumps(content).encode()
 
 
 def test_same_artifacts_give_the_same_bytes(
@@ -82,7 +82,7 @@ def test_same_artifacts_give_the_same_bytes(
         assert b"1980" in archive.read("MAR-INF/MANIFEST.json")
 
 
-def test_archive_carries_what_the_protocol_says_and_nothing_else(
+def test_archive_holds_the_files_of_the_protocol_and_nothing_else(
     archive_file: Callable[[Example], Path],
 ) -> None:
     files = read(archive_file(DEEPFM))
@@ -128,7 +128,7 @@ def add(files: dict[str, bytes], name: str) -> None:
 
 
 def skew(files: dict[str, bytes], name: str) -> None:
-    """Skew the golden rows, and let the signature fit them."""
+    """Skew the golden rows, and adapt the signature to them."""
     files[name] = skewed(files[name], by=1e-3)
     signature = json.loads(files["signature.json"])
     signature["files"][name] = sha256(files[name])
@@ -205,13 +205,13 @@ def test_torchserve_itself_cannot_load_a_spoiled_archive(
     spoil: Callable[[dict[str, bytes], str], None],
     message: str,
 ) -> None:
-    """Even where nobody ran ``verify_archive``, such as an upload to the model store."""
+    """Not even if nobody ran ``verify_archive``, as after an upload to the model store."""
     files = read(mar)
     spoil(files, name)
     target = Path(server.env["MODEL_STORE"]) / "spoiled.mar"
     write(target, files)
     try:
-        # TorchServe may close the worker's pipe before it has read the reason: then ask again.
+        # TorchServe may close the worker's pipe before it has read the reason; then try again.
         for _ in range(ATTEMPTS):
             answer = register(server, target, model_name="spoiled")
             assert answer.status_code == 500, answer.text
@@ -273,7 +273,7 @@ def test_incomplete_artifacts_are_refused(
     assert not list(folder.parents[2].glob("store/*"))
 
 
-def test_artifacts_that_the_handler_scores_otherwise_are_refused(
+def test_artifacts_that_the_handler_scores_differently_are_refused(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     golden = folder / "golden.json"
@@ -283,7 +283,7 @@ def test_artifacts_that_the_handler_scores_otherwise_are_refused(
     assert "row 3: training computed" in capsys.readouterr().err
 
 
-def test_newest_version_is_packaged_and_a_missing_one_lists_those_there_are(
+def test_newest_version_is_packaged_and_a_missing_one_lists_the_known_ones(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     newer = folder.with_name("a-later-one")
@@ -301,7 +301,7 @@ def test_newest_version_is_packaged_and_a_missing_one_lists_those_there_are(
     assert verify_archive(mar).model_version == "a-later-one"
 
 
-def test_unknown_model_lists_those_there_are(
+def test_unknown_model_lists_the_known_ones(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert pack(folder, "--model", "deepfn") == 1
@@ -323,10 +323,10 @@ def test_describe_prints_signature_metrics_and_contents(
     mar: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert describe.main(["--model", "deepfm", "--store", str(mar.parent)]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for text in ("v1", "deepfm_handler.py", "item_price", "number", "auc", "deepfm_model.pt"):
-        assert text in told
-    assert max(map(len, told.splitlines())) <= 80
+        assert text in output
+    assert max(map(len, output.splitlines())) <= 80
 
     write(mar, {})
     assert describe.main(["--model", "deepfm", "--store", str(mar.parent)]) == 1

@@ -1,4 +1,4 @@
-"""The registry: what it knows, and that neither kills, nor others, nor a bad copy harm it."""
+"""The registry: entries and aliases; and that kills, other writers and bad copies do no harm."""
 
 from __future__ import annotations
 
@@ -17,8 +17,13 @@ from typing import Any
 import pytest
 import s3fs
 
-from archive.registry import store as registry_module
-from archive.registry.store import Bucket, Registry, RegistryError
+from archive import files as archive_files
+from archive.registry import bucket as bucket_module
+from archive.registry import documents
+from archive.registry import store as store_module
+from archive.registry.bucket import Bucket
+from archive.registry.documents import RegistryError
+from archive.registry.store import Registry
 from handlers.errors import ArchiveError
 from handlers.signature import sha256
 from scripts import register_model
@@ -29,9 +34,11 @@ from training import artifacts
 
 CONFIG = "minWorkers: 1\nmaxWorkers: 1\n"
 
-# A process that can be killed: forked from one that has imported this module, in a moment.
+# For processes to kill: a fork of one that has imported this module starts fast.
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["tests.archive.test_registry"])
+# A process is killed while it runs one of these.
+SOURCES = {m.__file__ for m in (archive_files, bucket_module, documents, store_module)}
 
 
 def make_mar(folder: Path, version: str, note: str = "") -> Path:
@@ -41,7 +48,7 @@ def make_mar(folder: Path, version: str, note: str = "") -> Path:
 
 @pytest.fixture
 def mars(tmp_path: Path) -> dict[str, Path]:
-    """Archives of a model by version."""
+    """Archives of one model by version."""
     return {version: make_mar(tmp_path / version, version) for version in ("v1", "v2", "v3", "v4")}
 
 
@@ -71,7 +78,7 @@ def example_of(model: str) -> Example:
     return found
 
 
-def test_entry_says_what_was_trained_on_what_and_by_whom(
+def test_entry_records_the_model_the_data_and_who_registered_it(
     tmp_path: Path, artifact_folder: Callable[[Example], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = artifact_folder(example_of("xgb"))
@@ -79,7 +86,7 @@ def test_entry_says_what_was_trained_on_what_and_by_whom(
     capsys.readouterr()
     assert run(tmp_path, *registered) == 0
     first = capsys.readouterr().out
-    assert run(tmp_path, *registered) == 0  # packaged again, the same bytes
+    assert run(tmp_path, *registered) == 0  # packaging again gives the same bytes
     assert capsys.readouterr().out == first
 
     entry = Registry(tmp_path).entry("xgb", "challenger")
@@ -101,9 +108,11 @@ def test_training_run_is_registered_with_all_its_archives(
     folder = artifact_folder(example_of("two_tower"))
     capsys.readouterr()
     assert run(tmp_path, "--model", "two_tower", "--model-dir", str(folder.parents[1])) == 0
-    told = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    printed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     listed = Registry(tmp_path).listing()
-    assert told == [entry.model for entry, _ in listed] == ["item_tower", "two_tower", "user_tower"]
+    assert (
+        printed == [entry.model for entry, _ in listed] == ["item_tower", "two_tower", "user_tower"]
+    )
     assert len({entry.signature["space_id"] for entry, _ in listed}) == 1
     assert run(tmp_path, "list") == 0
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
@@ -124,7 +133,7 @@ def test_aliases_follow_registration_promotion_and_rollback(
     registry.promote("m", "v3")
     assert registry.aliases("m") == {"champion": "v3", "previous": "v2"}
     assert registry.rollback("m") == "v2"
-    # What was rolled back is no challenger: nobody wants it promoted again by itself.
+    # A version that was rolled back is no challenger, so that nothing promotes it again.
     assert registry.aliases("m") == {"champion": "v2", "previous": "v1"}
     registry.register("m", "v3", mars["v3"])
     assert registry.aliases("m") == {"champion": "v2", "previous": "v1"}
@@ -133,7 +142,7 @@ def test_aliases_follow_registration_promotion_and_rollback(
         registry.rollback("m")
 
 
-def test_what_is_missing_is_told_with_what_there_is(
+def test_message_about_a_missing_version_lists_the_known_ones(
     registry: Registry, mars: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(RegistryError, match=r"no version v1 of m; it has none; run: make register"):
@@ -176,12 +185,12 @@ def test_damaged_archive_is_neither_registered_nor_fetched(
     with pytest.raises(RegistryError, match=r"m/v1/m\.mar was altered: expected sha256"):
         registry.fetch("m", "v1", store)
     assert files(store) == set()
-    registry.register("m", "v1", mars["v1"])  # mends it
+    registry.register("m", "v1", mars["v1"])  # repairs it
     assert registry.fetch("m", "v1", store).read_bytes() == mars["v1"].read_bytes()
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"schema_version": 2}', '{"models": {"m": 5}}'])
-def test_unreadable_registry_is_told_and_left_as_it_is(
+def test_unreadable_registry_is_reported_and_left_unchanged(
     registry: Registry, mars: dict[str, Path], text: str
 ) -> None:
     registry.folder.mkdir()
@@ -192,7 +201,7 @@ def test_unreadable_registry_is_told_and_left_as_it_is(
     assert path.read_text() == text
 
 
-def test_pruning_spares_whatever_has_an_alias(
+def test_pruning_keeps_every_version_with_an_alias(
     registry: Registry, mars: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for version, mar in mars.items():
@@ -210,7 +219,7 @@ def test_pruning_spares_whatever_has_an_alias(
 
 @pytest.mark.parametrize("with_bucket", [False, True])
 @pytest.mark.parametrize("model", ["", ".", "..", "registry.json", "n"])
-def test_prune_of_no_model_of_the_registry_removes_nothing(
+def test_prune_of_an_unknown_model_removes_nothing(
     tmp_path: Path, mars: dict[str, Path], bucket: str, model: str, with_bucket: bool
 ) -> None:
     registry = Registry(tmp_path / "registry", bucket if with_bucket else None)
@@ -222,7 +231,7 @@ def test_prune_of_no_model_of_the_registry_removes_nothing(
 
 
 @pytest.mark.parametrize("promoted_meanwhile", [False, True])
-def test_rollback_that_is_written_twice_goes_one_version_back(
+def test_rollback_that_is_written_twice_goes_back_one_version(
     tmp_path: Path,
     mars: dict[str, Path],
     bucket: str,
@@ -254,7 +263,7 @@ def test_rollback_that_is_written_twice_goes_one_version_back(
     assert registry.aliases("m")["champion"] == champion
 
 
-def test_pull_leaves_a_store_alone_that_a_deploy_changes(
+def test_pull_does_not_touch_a_store_that_a_deploy_is_changing(
     tmp_path: Path, registry: Registry, mars: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     registry.register("m", "v1", mars["v1"])
@@ -269,7 +278,7 @@ def test_pull_leaves_a_store_alone_that_a_deploy_changes(
 
 
 def perform(folder: Path, action: str, mar: Path, bucket: str | None = None) -> None:
-    """Change a registry as a command would."""
+    """Change a registry as a command does."""
     registry = Registry(folder, bucket)
     if action == "register":
         registry.register("m", mar.parent.name, mar)
@@ -282,7 +291,14 @@ def perform(folder: Path, action: str, mar: Path, bucket: str | None = None) -> 
 def start(
     *arguments: Any, die_at: int = 0, events: tuple[str, ...] = ("line",), of: Any = None
 ) -> BaseProcess:
-    """``perform`` in a process, killed at the nth event in the registry's code, or in ``of``."""
+    """Start ``perform`` in a process that kills itself.
+
+    Args:
+        arguments: Arguments of ``perform``.
+        die_at: Number of the event in the registry's code to die at; 0 for none.
+        events: Events that count, as ``sys.settrace`` names them.
+        of: Functions whose events count, by name; all by default.
+    """
     process = processes.Process(
         target=_perform, args=(dict(os.environ), die_at, events, of, arguments)
     )
@@ -297,7 +313,7 @@ def _perform(
 
     def watch(frame: FrameType, event: str, _: object) -> Any:
         nonlocal seen
-        if frame.f_code.co_filename != registry_module.__file__:
+        if frame.f_code.co_filename not in SOURCES:
             return None
         if event in events and (of is None or frame.f_code.co_name in of):
             seen += 1
@@ -312,7 +328,7 @@ def _perform(
 
 
 def end(process: BaseProcess) -> bool:
-    """Wait for a process; False if it was killed."""
+    """Wait for a process; returns False if it was killed."""
     process.join()
     assert process.exitcode in (0, -signal.SIGKILL)
     return process.exitcode == 0
@@ -354,7 +370,9 @@ def test_kill_at_any_line_leaves_a_registry_that_the_next_run_completes(
     assert [seen[0], seen[-1]] == allowed
 
 
-def test_leftover_of_a_killed_copy_is_no_archive(registry: Registry, mars: dict[str, Path]) -> None:
+def test_leftover_of_a_killed_copy_is_not_an_archive(
+    registry: Registry, mars: dict[str, Path]
+) -> None:
     part = registry.folder / "m/v1/.m.mar.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(b"half of an archive")
@@ -390,7 +408,7 @@ def test_bucket_has_the_layout_of_the_folder_and_serves_other_machines(
     assert there.register("m", "v1", mars["v1"]) == here.entry("m", "v1")
     there.register("m", "v2", mars["v2"])
     assert versions(here) == ["v1", "v2"]
-    assert versions(Registry(here.folder)) == ["v1"]  # its copy, as of its last change
+    assert versions(Registry(here.folder)) == ["v1"]  # the folder's copy, as of its last change
     assert [entry.version for entry in there.prune("m", 0)] == []
     there.promote("m", "v2")
     there.register("m", "v3", mars["v3"])
@@ -399,7 +417,9 @@ def test_bucket_has_the_layout_of_the_folder_and_serves_other_machines(
     assert set(bucket_files(bucket)) == {"registry.json", "m/v2/m.mar", "m/v3/m.mar"}
 
 
-def test_bucket_keeps_what_machines_write_at_once(tmp_path: Path, bucket: str) -> None:
+def test_bucket_keeps_what_several_machines_write_at_the_same_time(
+    tmp_path: Path, bucket: str
+) -> None:
     names = [f"p{i}" for i in range(6)]
     mars = [make_mar(tmp_path / name, name) for name in names]
     place = f"{bucket}/team"
@@ -486,12 +506,12 @@ def test_old_archives_without_an_entry_go_with_prune(
     s3fs.S3FileSystem(skip_instance_cache=True).put_file(str(mars["v2"]), f"{bucket}/m/v2/m.mar")
     registry.prune("m", 5)
     assert "m/v2/m.mar" in bucket_files(bucket)  # another machine may be about to enter it
-    monkeypatch.setattr(registry_module, "LEFTOVER_AGE", -registry_module.LEFTOVER_AGE)
+    monkeypatch.setattr(bucket_module, "LEFTOVER_AGE", -bucket_module.LEFTOVER_AGE)
     registry.prune("m", 5)
     assert set(bucket_files(bucket)) == {"registry.json", "m/v1/m.mar"}
 
 
-def test_bucket_that_cannot_be_used_is_told_without_secrets(
+def test_bucket_that_cannot_be_used_is_reported_without_secrets(
     tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tmp_path, "list", "--s3-bucket", "no-such-bucket") == 1
@@ -499,6 +519,6 @@ def test_bucket_that_cannot_be_used_is_told_without_secrets(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     assert run(tmp_path, "list", "--s3-bucket", bucket) == 1
-    told = capsys.readouterr().err
-    assert f"error: bucket {bucket}: " in told
-    assert "test-secret" not in told
+    message = capsys.readouterr().err
+    assert f"error: bucket {bucket}: " in message
+    assert "test-secret" not in message

@@ -22,7 +22,8 @@ import aiohttp
 import pytest
 import requests
 
-from archive.registry.store import Registry, RegistryError
+from archive.registry.documents import RegistryError
+from archive.registry.store import Registry
 from handlers.signature import verify_archive
 from scripts import deploy
 from serving import rollout

@@ -1,4 +1,4 @@
-"""The gate: a worse version does not ship, and archives score as training said they would."""
+"""The gate: a worse version does not ship, and archives score as they did in training."""
 
 from __future__ import annotations
 
@@ -8,23 +8,21 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 
 from archive import catalog
-from archive.gate.compare import Comparison, GateError, Scored, compare
+from archive.gate.judge import GateConfig, held_out, open_archive
+from archive.gate.scoring import score
 from archive.registry.store import Registry
 from scripts import evaluate
 from tests.examples import Example, model_names, module, train
 from tests.examples.dssm import TEXTS
 from tests.examples.xgb import DEFAULT as XGB
-from training.evaluation import ALL, ArchiveOutput, Evaluation, Results, Rows
 
-# Metrics of training that the gate has no use for: they look into the model, or at its truth.
+# Metrics that only training reports: they need the model's weights, or the data's ground truth.
 ONLY_TRAINING = r"gain|same_cluster.*|hadamard_auc|nmi"
 
-# Models that are judged by the same code as another one.
+# Models that the same code judges as another one.
 TWINS = ("deepfm", "two_tower", "user_tower", "word2vec")
 
 
@@ -32,7 +30,7 @@ TWINS = ("deepfm", "two_tower", "user_tower", "word2vec")
 def versions(
     artifact_folder: Callable[[Example], Path], data_folder: Callable[[Example], Path]
 ) -> Path:
-    """Artifacts of xgb: v1, v2 that is as good, and two that are worse."""
+    """Artifacts of xgb: v1, an equally good v2, and two worse versions."""
     root = artifact_folder(XGB).parents[1]
     flags = [*XGB.arguments, "--data-path", str(data_folder(XGB)), "--artifacts-dir", str(root)]
     for version, own in {
@@ -46,7 +44,7 @@ def versions(
 
 @pytest.fixture
 def gate(versions: Path, tmp_path: Path) -> Callable[..., int]:
-    """Runs the command for a version of xgb."""
+    """Return a function that runs the command for a version of xgb."""
 
     def run(version: str, *flags: str) -> int:
         places = ["--model-dir", str(versions), "--registry", str(tmp_path / "registry")]
@@ -67,18 +65,18 @@ def test_archive_scores_as_training_did(
     archive_file: Callable[[Example], Path],
     tmp_path: Path,
 ) -> None:
-    config = evaluate.Config(
+    config = GateConfig(
         model=example.model,
         version=example.version,
         model_dir=artifact_folder(example).parents[1],
         registry=tmp_path / "registry",
     )
     model = catalog.get(example.model)
-    new = evaluate.open_archive(config, example.version, tmp_path)
-    evaluation = evaluate.held_out(model, new, None, config)
-    scored = evaluate.scored(new, evaluation)
+    new = open_archive(config, example.version, tmp_path)
+    evaluation = held_out(model, new, None, config)
+    scored = score(new, evaluation)
     metrics = json.loads((artifact_folder(example) / "metrics.json").read_text())["test"]
-    # Without labels, training measures calibration over all pairs, which the gate does not.
+    # Without labels, training measures calibration over all pairs; the gate does not.
     skipped = ONLY_TRAINING + (
         "|auc|logloss|normalized_entropy|ece|calibration_ratio" if example is TEXTS else ""
     )
@@ -163,7 +161,7 @@ def test_tampered_archive_is_not_judged(
         ("v1", ["--slice", "city"], "missing column city"),
     ],
 )
-def test_mistake_is_told_and_leaves_no_verdict(
+def test_mistake_is_reported_and_leaves_no_verdict(
     gate: Callable[..., int],
     version: str,
     flags: Sequence[str],
@@ -172,68 +170,3 @@ def test_mistake_is_told_and_leaves_no_verdict(
 ) -> None:
     assert gate(version, *flags) == evaluate.NOT_JUDGED
     assert re.search(message, capsys.readouterr().err)
-
-
-class Means(Evaluation):
-    """Results are numbers; their mean is the metric."""
-
-    primary, chance, floor = "mean", 0.0, "none"
-
-    def __init__(self, groups: Results | None, n: int) -> None:
-        self.groups, self.frame = groups, pd.DataFrame({"half": np.arange(n) % 2})
-
-    def rows(self) -> list[object]:
-        """None."""
-        return []
-
-    def results(self, output: ArchiveOutput) -> Results:
-        """None."""
-        raise NotImplementedError
-
-    def baselines(self) -> dict[str, Results]:
-        """None."""
-        return {}
-
-    def report(self, results: Results, rows: Rows = ALL) -> dict[str, float]:
-        """The mean."""
-        return {"mean": float(results[rows].mean())}
-
-
-def compared(groups: Results | None, old: Results, new: Results, **limits: float) -> Comparison:
-    before, after = Scored("old", old, {}), Scored("new", new, {})
-    return compare(Means(groups, len(old)), before, after, limits, {}, ["half"])
-
-
-@pytest.mark.parametrize("n", [400, 20_000])
-def test_interval_is_that_of_a_paired_difference(n: int) -> None:
-    rng = np.random.default_rng(0)
-    old = 100 * rng.normal(size=n)
-    [change] = compared(None, old, old + 1 + rng.normal(size=n)).changes
-    half = 1.96 / np.sqrt(n)
-    assert change.difference == pytest.approx(1, abs=2 * half)
-    assert change.margin == pytest.approx(half, rel=0.3)
-
-
-def test_results_of_a_group_are_drawn_together() -> None:
-    noise = np.repeat(np.random.default_rng(0).normal(size=100), 50)
-    zeros, groups = np.zeros(5000), np.repeat(np.arange(100), 50)
-    alone, together = (compared(g, zeros, noise).changes[0] for g in (None, groups))
-    assert together.margin / alone.margin == pytest.approx(np.sqrt(50), rel=0.3)
-
-
-def test_slice_that_gets_worse_is_marked_though_the_whole_passes() -> None:
-    old = 1 + np.random.default_rng(0).normal(size=4000)
-    comparison = compared(None, old, old + np.where(np.arange(4000) % 2, 1.0, -0.5), mean=0.99)
-    assert comparison.failures == []
-    assert {part.value: part.is_worse for part in comparison.slices} == {"0": True, "1": False}
-
-
-def test_ratio_of_a_negative_metric_gives_way_downwards() -> None:
-    numbers = np.full(200, -1.0)
-    assert compared(None, numbers, numbers * 1.005, mean=0.99).failures == []
-    assert len(compared(None, numbers, numbers * 1.02, mean=0.99).failures) == 1
-
-
-def test_metric_that_there_is_not_is_told() -> None:
-    with pytest.raises(GateError, match="no metric auc; there are mean"):
-        compared(None, np.zeros(200), np.zeros(200), auc=0.99)

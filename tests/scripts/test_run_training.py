@@ -1,4 +1,4 @@
-"""The nightly chain: data, training, gate, registry, deploy, and what becomes of a failure."""
+"""The nightly chain: train, judge, register, deploy; and what a failure does to it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from archive import catalog
 from archive.registry.store import Registry
 from serving.ports import free_ports
 from serving.testing import ROOT
@@ -21,17 +22,20 @@ STEPS = ("train", "gate", "register", "index", "deploy")
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """The code in a folder of its own, which artifacts, registry and reports go to."""
+    """The code in its own folder, to which artifacts, registry and reports go."""
     folder = tmp_path / "checkout"
     folder.mkdir()
-    for name in ("archive", "handlers", "scripts", "sidecar", "training"):
+    for name in ("archive", "handlers", "scripts", "serving", "sidecar", "training"):
         (folder / name).symlink_to(ROOT / name)
     return folder
 
 
 @pytest.fixture
 def stand_in(tmp_path: Path) -> Callable[[str], dict[str, str]]:
-    """An environment whose Python only notes what it is asked for, and does as a case tells it."""
+    """Return a function that makes an environment with a stand-in for Python.
+
+    The stand-in records its arguments and runs the shell case that matches them.
+    """
 
     def make(cases: str) -> dict[str, str]:
         python = tmp_path / "python"
@@ -58,7 +62,7 @@ def chain(checkout: Path, env: dict[str, str], *arguments: str) -> subprocess.Po
 
 
 def summary(out: str) -> dict[str, list[str]]:
-    """What became of each model, step by step."""
+    """The outcome of each step by model."""
     table = [line.split() for line in out.rpartition("\nmodel ")[2].splitlines()]
     assert table[0] == ["version", *STEPS]
     return {model: steps for model, _, *steps in table[1:]}
@@ -102,16 +106,16 @@ def test_steps_follow_each_other_and_refused_models_go_no_further(
         "two_tower": ["ok", "ok", "ok", "ok", "ok"],
     }, err
     version = out.splitlines()[-1].split()[1]
-    told = f"--version {version} --s3-bucket b"
+    flags_of_step = f"--version {version} --s3-bucket b"
     urls = "--service-url http://a:8081 http://b:8081 --inference-url http://a:8080 http://b:8080"
     urls += " --model-store /a b /c --key-file k"
     assert (tmp_path / "calls").read_text().splitlines()[-6:] == [
         f"-m scripts.train --model two_tower --version {version}",
-        f"-m scripts.evaluate --model two_tower {told}",
-        f"-m scripts.register_model --model two_tower {told}",
+        f"-m scripts.evaluate --model two_tower {flags_of_step}",
+        f"-m scripts.register_model --model two_tower {flags_of_step}",
         f"-m scripts.index_items --model two_tower --version {version} --uri {env['INDEX_URI']}",
-        f"-m scripts.deploy --model item_tower {told} {urls}",
-        f"-m scripts.deploy --model two_tower {told} {urls}",
+        f"-m scripts.deploy --model item_tower {flags_of_step} {urls}",
+        f"-m scripts.deploy --model two_tower {flags_of_step} {urls}",
     ]
 
 
@@ -121,8 +125,7 @@ def test_steps_can_be_skipped_and_all_training_runs_are_the_default(
     run = chain(checkout, stand_in(""), "--skip-eval", "--skip-register", "--", "--seed", "7")
     out, err = run.communicate()
     assert run.returncode == 0, err
-    models = sorted({path.stem for path in (ROOT / "tests" / "models").glob("[a-z]*.py")})
-    runs = set(models) - {"ranking", "user_tower", "item_tower"}
+    runs = {name for name in catalog.model_names() if catalog.get(name).has_own_run}
     assert summary(out) == {run: ["ok", "skipped", "skipped", "-", "-"] for run in runs}
     calls = (tmp_path / "calls").read_text().splitlines()
     assert len(calls) == len(runs)
@@ -130,7 +133,7 @@ def test_steps_can_be_skipped_and_all_training_runs_are_the_default(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interruption_ends_the_step_and_tells_how_far_it_came(
+def test_interruption_ends_the_step_and_reports_the_progress(
     checkout: Path, tmp_path: Path, stand_in: Callable[[str], dict[str, str]], number: int
 ) -> None:
     stop = f"kill $!; echo stopped >>{tmp_path}/calls; exit 130"
@@ -159,7 +162,7 @@ def test_interruption_ends_the_step_and_tells_how_far_it_came(
         (["--deploy", "--skip-register"], "--deploy takes archives from the registry"),
     ],
 )
-def test_wrong_option_is_told_before_anything_runs(
+def test_wrong_option_is_refused_before_anything_runs(
     checkout: Path, arguments: list[str], message: str
 ) -> None:
     run = chain(checkout, dict(os.environ), *arguments)

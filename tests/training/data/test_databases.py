@@ -17,7 +17,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 import scripts.train
 from archive import catalog
-from scripts import evaluate
+from archive.gate import judge
 from tests.conftest import lacking
 from tests.examples import train
 from tests.services.databases import PASSWORD, NotInstalledError, mariadb_server, postgres_server
@@ -304,15 +304,15 @@ def test_the_gate_reads_the_test_split_of_training_again(
     flags = [*database.flags(), "--table", "clicks", "--version"]
     assert run(*flags, "old") == 0
     assert run(*flags, "new", "--features", "item_ctr,user_age") == 0
-    config = evaluate.Config(
+    config = judge.GateConfig(
         model="xgb", model_dir=tmp_path, registry=tmp_path, slice=("item_price",)
     )
     new, old = (
-        evaluate.open_archive(config, version, tmp_path / version) for version in ("new", "old")
+        judge.open_archive(config, version, tmp_path / version) for version in ("new", "old")
     )
     trained = load_ranking_data(Config(**new.meta["hyperparameters"]), ["label"]).test_frame
     database.load("clicks", data.sample(frac=1, random_state=1))
-    evaluation = evaluate.held_out(catalog.get("xgb"), new, old, config)
+    evaluation = judge.held_out(catalog.get("xgb"), new, old, config)
     pd.testing.assert_frame_equal(evaluation.frame[list(trained)], trained)
     assert {"user_gender", "item_price"} <= set(evaluation.frame)
     assert evaluation.data_sha256 == new.meta["data_sha256"]

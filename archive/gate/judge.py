@@ -1,0 +1,202 @@
+"""Judge a new version of a model against the one that serves, or against the baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pydantic
+from rich.console import Console
+
+from archive import catalog, package
+from archive.gate.compare import Scored, compare
+from archive.gate.report import Page
+from archive.gate.scoring import score
+from archive.gate.unpacked_archive import UnpackedArchive
+from archive.registry.documents import CHAMPION, RegistryError
+from archive.registry.store import RegistryConfig
+from handlers.errors import UserError
+from training import artifacts
+from training.evaluation import Evaluation
+from training.run import load_script, split_names
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateConfig(RegistryConfig):
+    """What to judge, on which data and by which limits.
+
+    Attributes:
+        model: Name of the model.
+        version: Version to judge, or an alias; the newest that was trained by default.
+        current_version: Version to judge it against; by default the registry's champion, or the
+            baselines if there is none.
+        data_path: Data whose test split to judge on, as training takes it; by default the data
+            that the new version was trained on.
+        min_ratio: Metrics that must reach a share of the current version's: auc=0.99.
+        max_ratio: Metrics that must stay below a multiple of the current version's: logloss=1.01.
+        slice: Columns to report by; by default user_gender and user_age, where they exist.
+        model_dir: Folder that training wrote to, for versions that are not registered.
+    """
+
+    model: str
+    version: str = ""
+    current_version: str = ""
+    data_path: str | None = None
+    min_ratio: tuple[str, ...] = ()
+    max_ratio: tuple[str, ...] = ()
+    slice: tuple[str, ...] = ()
+    model_dir: Path = artifacts.ARTIFACTS
+
+
+def judge(config: GateConfig) -> Page:
+    """Run both versions over the test split, and compare what they are worth.
+
+    Raises:
+        UserError: If there is no verdict; the message says why and what to do.
+        OSError: If a file cannot be read or written.
+    """
+    model = catalog.get(config.model)
+    version = config.version or artifacts.find(model.artifacts, None, config.model_dir).name
+    current = config.current_version or config.open_registry().aliases(model.name).get(CHAMPION, "")
+    with TemporaryDirectory(prefix="recmar-evaluate-") as scratch:
+        folder = Path(scratch)
+        new = open_archive(config, version, folder / "new")
+        old = open_archive(config, current, folder / "old") if current else None
+        if old is not None and old.version == new.version:
+            raise UserError(
+                f"{model.name} {new.version} is the current version itself; "
+                "name another one: --current-version"
+            )
+        with _spinner("reading the test split"):
+            evaluation = held_out(model, new, old, config)
+        with _spinner(f"scoring {new.version}"):
+            candidate = score(new, evaluation)
+        baselines: dict[str, Scored] = {}
+        with _spinner(f"scoring {old.version}" if old else "fitting the baselines"):
+            if old is None:
+                results_by_name = evaluation.baselines()
+                baselines = {name: Scored(name, r, {}) for name, r in results_by_name.items()}
+                reference = baselines.pop(evaluation.floor)
+            else:
+                reference = score(old, evaluation)
+        min_ratio, max_ratio = dict(evaluation.min_ratio), dict(evaluation.max_ratio)
+        if old is None:  # a first version must be no worse than a baseline
+            min_ratio = dict.fromkeys(min_ratio, 1.0)
+            max_ratio = dict.fromkeys(max_ratio, 1.0)
+        min_ratio |= parse_ratios("--min-ratio", config.min_ratio)
+        max_ratio |= parse_ratios("--max-ratio", config.max_ratio)
+        with _spinner("comparing"):
+            comparison = compare(
+                evaluation, reference, candidate, min_ratio, max_ratio, config.slice
+            )
+        return Page(
+            model.name,
+            comparison,
+            evaluation,
+            {name: evaluation.report(scored.results) for name, scored in baselines.items()},
+            list(notes(new, old, evaluation)),
+        )
+
+
+def open_archive(config: GateConfig, version: str, folder: Path) -> UnpackedArchive:
+    """Unpack the archive of a version, from the registry or packaged from its artifacts.
+
+    Args:
+        config: Where the registry and the artifacts are.
+        version: A version or an alias.
+        folder: Folder for the archive and its content.
+
+    Raises:
+        ArchiveError: If the archive is damaged.
+        ArtifactError: If the artifacts of the version are not usable.
+        RegistryError: If the registry's archive is missing or altered.
+        UserError: If there are neither an archive nor artifacts.
+    """
+    registry = config.open_registry()
+    try:
+        registry.entry(config.model, version)
+    except RegistryError as not_registered:
+        places = package.Config(store=folder, artifacts_dir=config.model_dir)
+        try:
+            mar = package.package(catalog.get(config.model), version, places)
+        except artifacts.ArtifactError as error:
+            raise UserError(f"{not_registered}\n{error}") from error
+    else:
+        mar = registry.fetch(config.model, version, folder)
+    return UnpackedArchive.unpack(mar, folder / "unpacked")
+
+
+def held_out(
+    model: catalog.Model, new: UnpackedArchive, old: UnpackedArchive | None, config: GateConfig
+) -> Evaluation:
+    """Read the test split of the new version's training data, or of ``--data-path``.
+
+    Raises:
+        DataError: If the data cannot be read.
+        UserError: If an archive does not say how it was trained.
+    """
+    script = load_script(model.training[0])
+    schema = pydantic.TypeAdapter(script.Config)
+    try:
+        runs = [schema.validate_python(a.meta["hyperparameters"]) for a in (new, old) if a]
+    except (KeyError, pydantic.ValidationError) as error:
+        raise UserError(
+            f"{model.name}: an archive does not say how it was trained: {error}; train again"
+        ) from error
+    run = runs[0]
+    if config.data_path is not None:
+        run = run.reading(config.data_path)
+    # Each version gets all of its features, whichever the other one has.
+    columns = {
+        flag: dict.fromkeys(name for r in runs for name in split_names(getattr(r, flag)))
+        for flag in run.column_flags
+    }
+    column_flags: dict[str, Any] = {flag: ",".join(names) for flag, names in columns.items()}
+    # A row of a database is assigned to a split by the hash of its columns. A column that training
+    # did not read must not count, or the split would be another one.
+    values = [getattr(run, field.name) for field in fields(run)]
+    read_in_training = {name for v in values if isinstance(v, str) for name in split_names(v)}
+    wanted = {*config.slice, *(name for names in columns.values() for name in names)}
+    extra = tuple(wanted - read_in_training)
+    run = replace(run, engine="local", extra_columns=extra, **column_flags)
+    return script.evaluation(run, config.slice)
+
+
+def notes(
+    new: UnpackedArchive, old: UnpackedArchive | None, evaluation: Evaluation
+) -> Iterator[str]:
+    """Yield what may make the comparison unfair."""
+    if evaluation.data_sha256 != new.meta["data_sha256"]:
+        yield f"{new.version} was trained on other data; it may have seen some of these rows"
+    trained_on = [(a.meta["data_sha256"], a.meta["seed"]) for a in (new, old) if a is not None]
+    if old is not None and trained_on[0] != trained_on[1]:
+        yield (
+            f"{old.version} was trained on other data, or with another seed, than {new.version}; "
+            "unless the test split is a file of its own, it may have seen some of it, which "
+            "flatters it"
+        )
+
+
+def parse_ratios(flag: str, values: Sequence[str]) -> dict[str, float]:
+    """Parse values such as ``auc=0.99``.
+
+    Raises:
+        UserError: If a value is not of that form.
+    """
+    ratios = {}
+    for value in values:
+        metric, _, ratio = value.partition("=")
+        try:
+            ratios[metric] = float(ratio)
+        except ValueError as error:
+            raise UserError(f'{flag}: expected metric=ratio, got "{value}"') from error
+    return ratios
+
+
+def _spinner(text: str) -> AbstractContextManager[Any]:
+    """Show what takes time, if stderr is a terminal."""
+    return Console(stderr=True).status(text)
