@@ -96,9 +96,9 @@ class LinkPredictionEvaluation(Evaluation):
         """Return the ids of all nodes."""
         return self.train.ids
 
-    def results(self, answers: Answers) -> Results:
+    def results(self, output: ArchiveOutput) -> Results:
         """Score by cosine, which is 0 for a node that the archive does not know."""
-        return self.measure(score_by_cosine(np.nan_to_num(answers.item_vectors)))
+        return self.measure(score_by_cosine(np.nan_to_num(output.item_vectors)))
 
     def measure(self, score_nodes: ScoreNodes) -> Results:
         """Score the held-out edges and as many pairs without an edge, and rank the targets."""

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from training.data.files import read_parquet
-from training.data.worlds import writing_folder
+from training.folders import writing_folder
 
 EDGES_FILE = "edges.csv"
 TRUTH_FILE = "edges_truth.parquet"

@@ -21,7 +21,8 @@ from handlers.schema import FeatureSchema
 from training.bounds import Count, Share
 from training.data.config import DataConfig
 from training.data.features import fit_schema, to_matrix
-from training.data.tables import DataError, DataSet, read_table
+from training.data.sources import DataError, DataSet
+from training.data.tables import read_table
 from training.run import RunConfig, split_names
 from training.tasks.next_item.split import LeaveOneOutSplit, leave_one_out
 from training.tasks.next_item.world import INTERACTIONS, World

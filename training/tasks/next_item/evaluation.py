@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from handlers.schema import FIRST_TOKEN_INDEX
-from training.evaluation import ALL, HIT_RATE_RATIO, Answers, Evaluation, Results, Rows
+from training.evaluation import ALL, HIT_RATE_RATIO, ArchiveOutput, Evaluation, Results, Rows
 from training.metrics.retrieval import Ranks, expected_ranks, retrieval_report
 from training.tasks.next_item.baselines import (
     ScoreItems,
@@ -56,11 +56,11 @@ class NextItemEvaluation(Evaluation):
         """Return the vocabulary."""
         return list(self.split.vocabulary)
 
-    def results(self, answers: Answers) -> Results:
+    def results(self, output: ArchiveOutput) -> Results:
         """Rank by inner product; items that the archive does not know come last."""
-        vectors = np.array(answers.predictions, dtype=np.float32)
-        items = np.nan_to_num(answers.item_vectors)
-        known = ~np.isnan(answers.item_vectors).any(axis=1)
+        vectors = np.array(output.predictions, dtype=np.float32)
+        items = np.nan_to_num(output.item_vectors)
+        known = ~np.isnan(output.item_vectors).any(axis=1)
         row = np.zeros(len(self.split.users), dtype=np.int64)
         row[self.held_out.users] = np.arange(len(self.held_out))
         return self.rank(lambda part: np.where(known, vectors[row[part.users]] @ items.T, -np.inf))

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from handlers.schema import FIRST_TOKEN_INDEX, OOV_INDEX
-from training.data.tables import DataError
+from training.data.sources import DataError
 from training.metrics.retrieval import Indices
 
 MAX_HELD_OUT_USERS = 20_000

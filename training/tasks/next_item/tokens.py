@@ -17,7 +17,8 @@ import tyro
 from handlers.models.item2vec import ROW_KEYS, TokenVectors, words
 from handlers.schema import FIRST_TOKEN_INDEX, Feature, FeatureSchema
 from training.bounds import Count
-from training.data.tables import DataSet, read_table
+from training.data.sources import DataSet
+from training.data.tables import read_table
 from training.golden import GOLDEN_ROWS, UNKNOWN_TOKEN, Golden
 from training.metrics.retrieval import Indices
 from training.run import RunConfig
