@@ -27,7 +27,7 @@ from handlers.models.item2vec import (
 )
 from handlers.schema import FIRST_TOKEN_INDEX
 from training import run
-from training.bounds import Count, EmbeddingDim, Weight
+from training.bounds import Count, Weight
 from training.data import validation
 from training.engine.skip_gram import SkipGramConfig, train_skip_gram
 from training.metrics.tables import metric_table
@@ -55,17 +55,12 @@ class Config(TokensConfig, SkipGramConfig):
     """Train a vector for each item of users' sequences, or for each word of texts.
 
     Attributes:
-        embedding_dim: Width of a vector.
-        window: Tokens are neighbors when they are at most this many steps apart.
-        negative: Tokens drawn as negatives for each neighbor.
         epochs: Passes over the data; up to 200 where it has few tokens.
         sample: Occurrences of tokens with a larger share of the data than this, and than the mean
             token's, are dropped at random.
         out: Also write the vectors to this .json file, for the Go services.
     """
 
-    embedding_dim: EmbeddingDim = 64
-    window: Count = 10
     negative: Count = 10
     epochs: Count = 6
     sample: Weight = 1e-3

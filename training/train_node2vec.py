@@ -69,8 +69,6 @@ class Config(run.RunConfig, SkipGramConfig):
         num_walks: Walks from each node in each epoch.
         p: Below 1, walks return to the previous node more often.
         q: Below 1, walks leave the neighborhood of the previous node more often.
-        window: Nodes of a walk are neighbors when they are at most this many steps apart.
-        negative: Nodes drawn as negatives for each neighbor.
         epochs: Training passes, each over new walks.
         lr: Learning rate, which decays to nearly 0.
         test_share: Share of the edges that is held out for the test.
@@ -84,8 +82,6 @@ class Config(run.RunConfig, SkipGramConfig):
     num_walks: Count = 10
     p: Bias = 1.0
     q: Bias = 1.0
-    window: Count = 10
-    negative: Count = 5
     epochs: Count = 3
     lr: LearningRate = 0.025
     test_share: Share = 0.1

@@ -23,7 +23,7 @@ Vectors = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class SkipGramConfig(EngineConfig):
-    """How skip-gram is trained.
+    """How skip-gram is trained; tokens are items, words or the nodes of a walk.
 
     Attributes:
         embedding_dim: Width of a vector.

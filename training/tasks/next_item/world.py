@@ -30,6 +30,7 @@ STOP_WORDS = 100
 _WORLD_SEED = 7
 
 Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
 
 
 def draw_sequences(
@@ -55,7 +56,7 @@ def draw_sequences(
         - the truth of each item: ``token``, its ``cluster``, and its ``share`` of that cluster.
     """
     world = np.random.default_rng(_WORLD_SEED)
-    after_last, after_one_before = world.permutation(N_CLUSTERS), world.permutation(N_CLUSTERS)
+    after = world.permutation(N_CLUSTERS), world.permutation(N_CLUSTERS)
     n_items = N_CLUSTERS * CLUSTER_ITEMS
     names = np.array([f"item_{i}" for i in world.permutation(n_items) + 1])
     share = _zipf(CLUSTER_ITEMS)
@@ -68,18 +69,7 @@ def draw_sequences(
     from_profile = np.full((n_users, N_CLUSTERS), 0.1 / N_CLUSTERS)  # [U, C]
     from_profile[users, (age // 3 + 7 * gender) % N_CLUSTERS] += 0.2
 
-    clusters = np.zeros((n_users, lengths.max()), dtype=np.int64)  # [U, L]
-    last_step = np.zeros((n_users, N_CLUSTERS))
-    for step in range(clusters.shape[1]):
-        probabilities = from_profile.copy()
-        if step >= 1:
-            probabilities[users, after_last[clusters[:, step - 1]]] += 0.35
-        if step >= 2:
-            probabilities[users, after_one_before[clusters[:, step - 2]]] += 0.35
-        probabilities /= probabilities.sum(axis=1, keepdims=True)
-        drawn = probabilities.cumsum(axis=1) > rng.random((n_users, 1))
-        clusters[:, step] = drawn.argmax(axis=1)
-        last_step[lengths == step + 1] = probabilities[lengths == step + 1]
+    clusters, last_step = _draw_clusters(from_profile, after, lengths, rng)
     items = clusters * CLUSTER_ITEMS + rng.choice(CLUSTER_ITEMS, clusters.shape, p=share)
     times = 1_700_000_000 + rng.integers(60, 86_400, clusters.shape).cumsum(axis=1)
 
@@ -105,6 +95,35 @@ def draw_sequences(
         }
     )
     return interactions, users_truth, items_truth
+
+
+def _draw_clusters(
+    from_profile: Floats, after: tuple[Indices, Indices], lengths: Indices, rng: np.random.Generator
+) -> tuple[Indices, Floats]:
+    """Draw the cluster of each interaction.
+
+    Args:
+        from_profile: Share of each cluster by the user's age and gender, float64 [U, C].
+        after: Cluster that each cluster makes likely one step, and two steps later, int64 [C].
+        lengths: Number of interactions of each user, int64 [U].
+        rng: Random numbers.
+
+    Returns:
+        Clusters, int64 [U, L], and their probabilities at each user's last step, float64 [U, C].
+    """
+    users = np.arange(len(lengths))
+    clusters = np.zeros((len(lengths), lengths.max()), dtype=np.int64)
+    last_step = np.zeros_like(from_profile)
+    for step in range(clusters.shape[1]):
+        probabilities = from_profile.copy()
+        for ago, next_cluster in enumerate(after, start=1):
+            if step >= ago:
+                probabilities[users, next_cluster[clusters[:, step - ago]]] += 0.35
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        drawn = probabilities.cumsum(axis=1) > rng.random((len(lengths), 1))
+        clusters[:, step] = drawn.argmax(axis=1)
+        last_step[lengths == step + 1] = probabilities[lengths == step + 1]
+    return clusters, last_step
 
 
 def draw_corpus(n_texts: int = 6_000, seed: int = 1) -> tuple[pd.DataFrame, pd.DataFrame]:
