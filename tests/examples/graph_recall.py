@@ -1,4 +1,4 @@
-"""graph_recall for the shared tests."""
+"""The graph_recall examples of the shared tests."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from training.tasks.links.world import generate_communities
 
 
 def write_graph(folder: Path) -> None:
-    """The default world, smaller."""
+    """Write a smaller version of the default data."""
     generate_communities(folder, n_nodes=500)
 
 
 def rows() -> list[dict[str, Any]]:
-    """Rows as callers send them, some with gaps and oddities."""
+    """Return rows as callers send them, some with gaps and unusual values."""
     sent: list[dict[str, Any]] = [{"user_id": f"node_{i}", "top_k": 10 + i} for i in range(20)]
     sent[1]["top_k"] = None
     sent[2]["top_k"] = 100_000
@@ -33,7 +33,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def offline(folder: Path, rows: list[Any]) -> list[Any]:
-    """Every cosine, sorted."""
+    """Compute every cosine and sort."""
     ids = json.loads((folder / VOCABULARIES_FILE).read_text())["user_id"]
     vectors = np.load(folder / VECTORS_FILE).astype(np.float64)
     predictions: list[Any] = []
@@ -59,7 +59,7 @@ EXAMPLES = [
         arguments=["--walk-length", "20", "--window", "5", "--epochs", "2"],
         rows=rows(),
         offline=offline,
-        reaches={"link_auc": 0.8},  # popularity has .64
+        reaches={"link_auc": 0.8},  # popularity .64
         libraries=frozenset({"faiss"}),
     )
 ]

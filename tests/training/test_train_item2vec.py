@@ -1,4 +1,4 @@
-"""What is special to item2vec and word2vec: the maps that Go loads, and where tokens come from."""
+"""item2vec and word2vec: the files that the Go services load, and where tokens come from."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ import pytest
 from handlers.base import RecHandler
 from handlers.models.item2vec import VECTORS_FILES
 from tests.examples import Example, load_handler, module, predict, train
-from training.tasks.next_item.world import corpus, sequences
+from training.tasks.next_item.world import draw_corpus, draw_sequences
 
 
 @pytest.fixture
 def data() -> pd.DataFrame:
-    """A small table of the default world of items."""
-    return sequences(n_users=200, seed=5)[0]
+    """Draw a small table of the default interactions."""
+    return draw_sequences(n_users=200, seed=5)[0]
 
 
 @pytest.fixture
 def texts() -> pd.DataFrame:
-    """A small table of the default world of words."""
-    return corpus(n_texts=200, seed=5)[0]
+    """Draw a small table of the default texts."""
+    return draw_corpus(n_texts=200, seed=5)[0]
 
 
 @pytest.fixture
 def fit(tmp_path: Path) -> Callable[..., Path]:
-    """Trains on a table and returns the artifact folder."""
+    """Return a function that trains on a table and returns the artifact folder."""
 
     def run(model: str, table: pd.DataFrame, *flags: str, version: str = "v1") -> Path:
         path = tmp_path / "table.csv"
@@ -46,25 +46,25 @@ def fit(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def serve(artifact_folder: Callable[[Example], Path]) -> Callable[[str], RecHandler]:
-    """The handler over the shared example of a model."""
+    """Return a function that loads the handler of a model's shared example."""
     return lambda model: load_handler(model, artifact_folder(module(model).EXAMPLES[0]))
 
 
 def vectors(folder: Path) -> dict[str, list[float]]:
-    """The map of an artifact folder."""
+    """Read the vectors of an artifact folder by token."""
     [path] = folder.glob("*_vectors.json")
     found: dict[str, list[float]] = json.loads(path.read_text())
     return found
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What a training run that must fail says."""
+    """Start a training run that must fail, and return its messages."""
     assert train(*arguments) == 1
     return capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model", ["item2vec", "word2vec"])
-def test_map_is_what_go_loads_and_the_same_again(
+def test_vectors_file_holds_finite_vectors_and_is_reproducible(
     fit: Callable[..., Path], data: pd.DataFrame, texts: pd.DataFrame, model: str
 ) -> None:
     table = {"item2vec": data, "word2vec": texts}[model]
@@ -79,7 +79,7 @@ def test_map_is_what_go_loads_and_the_same_again(
     assert vectors(fit(model, table, "--seed", "1", version="v3")) != first
 
 
-def test_out_is_the_same_map_where_it_is_wanted(
+def test_out_flag_writes_the_same_file_elsewhere(
     fit: Callable[..., Path], data: pd.DataFrame, tmp_path: Path
 ) -> None:
     out = tmp_path / "go" / "items.json"
@@ -89,20 +89,20 @@ def test_out_is_the_same_map_where_it_is_wanted(
 
 
 @pytest.mark.parametrize("separator", [" ", ",", ", "])
-def test_sequence_in_one_cell_is_the_same_as_a_row_for_each_item(
+def test_sequence_in_one_cell_equals_a_row_for_each_item(
     fit: Callable[..., Path], data: pd.DataFrame, separator: str
 ) -> None:
-    of_user = data.groupby("user_id", sort=False)["item_id"]
-    cells = of_user.agg(separator.join).rename("taken").reset_index()
-    lists = of_user.agg(lambda items: json.dumps(list(items))).rename("taken").to_frame()
-    wanted = vectors(fit("item2vec", data))
-    flag = ["--sequence-col", "taken"]
-    assert vectors(fit("item2vec", cells, *flag, version="cells")) == wanted
+    by_user = data.groupby("user_id", sort=False)["item_id"]
+    cells = by_user.agg(separator.join).rename("items").reset_index()
+    lists = by_user.agg(lambda items: json.dumps(list(items))).rename("items").to_frame()
+    expected = vectors(fit("item2vec", data))
+    flag = ["--sequence-col", "items"]
+    assert vectors(fit("item2vec", cells, *flag, version="cells")) == expected
     without = fit("item2vec", lists, *flag, "--user-col", "", version="lists")
-    assert vectors(without) == wanted
+    assert vectors(without) == expected
 
 
-def test_item_of_a_row_of_its_own_may_hold_any_character(
+def test_item_in_its_own_row_may_hold_any_character(
     fit: Callable[..., Path], data: pd.DataFrame
 ) -> None:
     titles = data.assign(item_id="Toy Story, " + data["item_id"])
@@ -113,7 +113,7 @@ def test_item_of_a_row_of_its_own_may_hold_any_character(
     assert handler.counts.out_of_vocabulary.tolist() == [0]
 
 
-def test_texts_are_read_and_served_alike_in_any_case(
+def test_case_and_punctuation_of_a_text_do_not_matter(
     fit: Callable[..., Path], texts: pd.DataFrame
 ) -> None:
     shouted = texts.assign(text=texts["text"].str.upper() + "!")
@@ -125,7 +125,7 @@ def test_texts_are_read_and_served_alike_in_any_case(
 
 def test_few_users_are_enough_to_beat_popularity(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    groups = rng.integers(5, size=100)  # each user takes the 20 items of one group
+    groups = rng.integers(5, size=100)  # users take items of one group
     rows = [(u, f"i{g * 20 + i}") for u, g in enumerate(groups) for i in rng.integers(20, size=10)]
     pd.DataFrame(rows, columns=["user_id", "item_id"]).to_csv(tmp_path / "t.csv", index=False)
     flags = ["--data", str(tmp_path / "t.csv"), "--artifacts-dir", str(tmp_path)]
@@ -134,7 +134,7 @@ def test_few_users_are_enough_to_beat_popularity(tmp_path: Path) -> None:
     assert metrics["item2vec"]["hr_at_10"] > 1.5 * metrics["popularity"]["hr_at_10"]
 
 
-def test_words_that_end_texts_have_vectors_too(fit: Callable[..., Path]) -> None:
+def test_words_that_only_end_texts_have_vectors(fit: Callable[..., Path]) -> None:
     texts = pd.DataFrame({"text": ["nike shoes", "sony headphones", "adidas shoes"] * 20})
     assert {"shoes", "headphones"} < set(vectors(fit("word2vec", texts)))
 
@@ -149,7 +149,7 @@ def test_rare_tokens_get_no_vector(fit: Callable[..., Path], data: pd.DataFrame)
     ("model", "key", "unknown", "empty"),
     [("item2vec", "sequence", ["?", 7], []), ("word2vec", "text", "wh4t is th1s", "")],
 )
-def test_nothing_known_gives_zeros_and_is_counted(
+def test_row_without_known_tokens_gets_zeros_and_is_counted(
     serve: Callable[[str], RecHandler], model: str, key: str, unknown: Any, empty: Any
 ) -> None:
     handler = serve(model)
@@ -170,7 +170,7 @@ def test_nothing_known_gives_zeros_and_is_counted(
         ("word2vec", {"text": 7}, "data[0].text: expected a text, got 7"),
     ],
 )
-def test_bad_row_is_told_where(
+def test_error_names_the_place_in_a_bad_row(
     serve: Callable[[str], RecHandler], model: str, row: Any, message: str
 ) -> None:
     [(status, body)], _ = serve(model).answer([json.dumps({"data": [row]}).encode()])
@@ -178,7 +178,7 @@ def test_bad_row_is_told_where(
     assert message in json.loads(body)["message"]
 
 
-def test_no_gen_leaves_the_folder_as_it_is(
+def test_no_gen_flag_generates_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -188,7 +188,7 @@ def test_no_gen_leaves_the_folder_as_it_is(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bad_data_is_told_before_training_starts(
+def test_bad_data_ends_the_run_before_training_starts(
     tmp_path: Path, data: pd.DataFrame, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "table.csv"

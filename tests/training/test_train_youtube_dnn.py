@@ -1,4 +1,4 @@
-"""What is special to YouTube DNN: histories, and one table of items for all that it does."""
+"""YouTube DNN: its histories, and the one item table that serves input and output."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from tests.examples import Example, load_handler, module, predict, train
 from training import artifacts
 from training.artifacts import IDS_FILE, VECTORS_FILE
 from training.metrics.retrieval import expected_ranks, retrieval_report
-from training.tasks.next_item.world import SEQUENCES_FILE, sequences
+from training.tasks.next_item.world import SEQUENCES_FILE, draw_sequences
 
 USER = {"user_age": 30, "user_gender": 2}
 
 
 @pytest.fixture
 def data() -> pd.DataFrame:
-    """A small table of the default world."""
-    return sequences(n_users=200, seed=5)[0]
+    """Draw a small table of the default data."""
+    return draw_sequences(n_users=200, seed=5)[0]
 
 
 @pytest.fixture
 def fit(tmp_path: Path) -> Callable[..., Path]:
-    """Trains on a table and returns the artifact folder."""
+    """Return a function that trains on a table and returns the artifact folder."""
 
     def run(table: pd.DataFrame, *flags: str, version: str = "v1") -> Path:
         path = tmp_path / "table.csv"
@@ -47,49 +47,49 @@ def fit(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def trained(artifact_folder: Callable[[Example], Path]) -> Path:
-    """The artifact folder of the shared example."""
+    """Return the artifact folder of the shared example."""
     return artifact_folder(module("youtube_dnn").EXAMPLES[0])
 
 
 @pytest.fixture
 def handler(trained: Path) -> RecHandler:
-    """It served."""
+    """Return a handler that serves it."""
     return load_handler("youtube_dnn", trained)
 
 
 @pytest.fixture
 def ids(trained: Path) -> list[str]:
-    """The items that it knows, the most frequent first."""
+    """Return the items of its vocabulary, the most frequent first."""
     found: list[str] = json.loads((trained / IDS_FILE).read_text())
     return found
 
 
 def embed(handler: RecHandler, *histories: Any) -> npt.NDArray[np.float64]:
-    """Vectors of one user after several histories, [histories, D]."""
+    """Embed one user after several histories, [histories, D]."""
     rows = [{"user_features": USER, HISTORY_KEY: history} for history in histories]
     return np.atleast_2d(predict(handler, rows))
 
 
-def test_served_users_times_exported_items_are_the_scores_that_were_reported(
+def test_served_users_and_exported_items_reproduce_the_reported_metrics(
     trained: Path,
     handler: RecHandler,
     ids: list[str],
     data_folder: Callable[[Example], Path],
 ) -> None:
     log = pd.read_csv(data_folder(module("youtube_dnn").EXAMPLES[0]) / SEQUENCES_FILE)
-    taken = log.groupby("user_id", sort=False)["item_id"].agg(list)
+    items = log.groupby("user_id", sort=False)["item_id"].agg(list)
     users = log.groupby("user_id", sort=False)[["user_age", "user_gender"]].last()
-    rows = users.assign(**{HISTORY_KEY: taken.str[:-1]}).to_dict("records")
+    rows = users.assign(**{HISTORY_KEY: items.str[:-1]}).to_dict("records")
     vectors = np.load(trained / VECTORS_FILE, allow_pickle=False)
     scores = np.array(predict(handler, rows), dtype=np.float32) @ vectors.T
-    targets = pd.Index(ids).get_indexer(pd.Index(taken.str[-1]))
+    targets = pd.Index(ids).get_indexer(pd.Index(items.str[-1]))
     ranks = np.where(targets < 0, np.inf, expected_ranks(scores, targets.clip(0)))
     reported = json.loads((trained / "metrics.json").read_text())["test"]["youtube_dnn"]
     for metric, value in retrieval_report(ranks).items():
         assert value == pytest.approx(reported[metric], abs=2e-3)
 
 
-def test_exported_items_are_the_ones_that_histories_are_read_by(
+def test_exported_item_vectors_are_those_that_histories_are_read_by(
     trained: Path, ids: list[str]
 ) -> None:
     network = load_network(YouTubeDNN, trained / WEIGHTS_FILE, torch.device("cpu"))
@@ -99,16 +99,16 @@ def test_exported_items_are_the_ones_that_histories_are_read_by(
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-5)
 
 
-def test_each_step_of_training_sees_what_serving_sees_then(trained: Path) -> None:
+def test_each_training_step_sees_what_serving_sees_at_that_time(trained: Path) -> None:
     network = load_network(YouTubeDNN, trained / WEIGHTS_FILE, torch.device("cpu"))
     users, history = torch.tensor([[30.0, 2.0]]), torch.tensor([[0, 0, 7, 5, 1, 9]])
     every = network.at_steps(users, history, torch.ones_like(history, dtype=torch.bool))
     for step in range(history.shape[1]):
-        then = network(users, history[:, : step + 1])[0]
-        assert every[step].tolist() == pytest.approx(then.tolist(), abs=1e-6)
+        alone = network(users, history[:, : step + 1])[0]
+        assert every[step].tolist() == pytest.approx(alone.tolist(), abs=1e-6)
 
 
-def test_order_of_a_history_matters_and_what_is_long_ago_does_not(
+def test_order_of_a_history_matters_and_items_beyond_max_history_do_not(
     handler: RecHandler, ids: list[str]
 ) -> None:
     length = handler.meta["hyperparameters"]["max_history"]
@@ -120,7 +120,7 @@ def test_order_of_a_history_matters_and_what_is_long_ago_does_not(
     assert np.abs(same - swapped).max() > 0.01
 
 
-def test_user_without_a_history_is_served_by_the_features(handler: RecHandler) -> None:
+def test_user_without_a_history_is_embedded_by_features(handler: RecHandler) -> None:
     empty, null = embed(handler, [], None)
     bare, absent, vector = np.array(predict(handler, [USER, {"user_features": USER}, [30, 2]]))
     for other in (null, bare, absent, vector):
@@ -135,7 +135,7 @@ def test_null_and_unknown_items_are_counted(handler: RecHandler, ids: list[str])
     assert (handler.counts.missing[-1], handler.counts.out_of_vocabulary[-1]) == (1, 2)
 
 
-def test_item_ids_may_be_numbers_or_text(fit: Callable[..., Path], data: pd.DataFrame) -> None:
+def test_item_ids_may_be_numbers_or_strings(fit: Callable[..., Path], data: pd.DataFrame) -> None:
     numbered = data.assign(item_id=data["item_id"].str.removeprefix("item_").astype(int))
     folder = fit(numbered)
     some = [int(i) for i in json.loads((folder / IDS_FILE).read_text())[:3]]
@@ -156,14 +156,14 @@ def test_item_ids_may_be_numbers_or_text(fit: Callable[..., Path], data: pd.Data
         ({"user_features": {"user_age": "old"}}, "data[1].user_features.user_age: expected a num"),
     ],
 )
-def test_bad_row_is_told_where(handler: RecHandler, row: Any, message: str) -> None:
+def test_error_names_the_place_in_a_bad_row(handler: RecHandler, row: Any, message: str) -> None:
     [(status, body)], _ = handler.answer([json.dumps({"data": [USER, row]}).encode()])
     assert status == 400
     assert message in json.loads(body)["message"]
 
 
 def learned(folder: Path) -> tuple[bytes, bytes, str]:
-    """Weights, item vectors and the name of their space."""
+    """Return weights, item vectors and the name of their space."""
     weights, vectors = (folder / name for name in (WEIGHTS_FILE, VECTORS_FILE))
     return weights.read_bytes(), vectors.read_bytes(), artifacts.read_meta(folder)["space_id"]
 
@@ -173,8 +173,8 @@ def test_same_data_and_seed_give_the_same_space(
 ) -> None:
     first = learned(fit(data))
     assert learned(fit(data, version="v2")) == first
-    for mine, other in zip(first, learned(fit(data, "--seed", "1")), strict=True):
-        assert mine != other
+    for same_seed, other in zip(first, learned(fit(data, "--seed", "1")), strict=True):
+        assert same_seed != other
 
 
 def test_rows_are_sorted_by_the_time_column(fit: Callable[..., Path], data: pd.DataFrame) -> None:
@@ -186,16 +186,16 @@ def test_rows_are_sorted_by_the_time_column(fit: Callable[..., Path], data: pd.D
     assert by_time[0] == by_time[1]
 
 
-def test_sampled_softmax_learns_about_as_well_as_the_full_one(
+def test_sampled_softmax_learns_nearly_as_well_as_the_full_softmax(
     fit: Callable[..., Path],
 ) -> None:
-    table = sequences(n_users=1_000, seed=6)[0]
+    table = draw_sequences(n_users=1_000, seed=6)[0]
     found = {}
     for version, flags in {"full": [], "sampled": ["--full-softmax-items", "0"]}.items():
         hard = ["--epochs", "6", "--dropout", "0", "--sampled-items", "300", *flags]
-        told = (fit(table, *hard, version=version) / "metrics.json").read_text()
-        found[version] = json.loads(told)["test"]["youtube_dnn"]["hr_at_10"]
-    assert found["full"] > 0.19  # by popularity .11
+        metrics = (fit(table, *hard, version=version) / "metrics.json").read_text()
+        found[version] = json.loads(metrics)["test"]["youtube_dnn"]["hr_at_10"]
+    assert found["full"] > 0.19  # popularity .11
     assert found["sampled"] > 0.85 * found["full"]
 
 
@@ -205,7 +205,11 @@ BAD_TABLES: list[tuple[Callable[[pd.DataFrame], pd.DataFrame], list[str], str]] 
     (lambda t: t.assign(user_age="old"), [], 'row 2, column user_age: expected a number, got "old'),
     (lambda t: t, ["--time-column", "user_id"], "column user_id: expected an ISO 8601 date"),
     (lambda t: t, ["--user-features", ""], "--user-features: expected a column or more"),
-    (lambda t: t, ["--user-features", "user_features"], "a request's row has another use for"),
+    (
+        lambda t: t,
+        ["--user-features", "user_features"],
+        "request rows use that key for",
+    ),
     (lambda t: t, ["--user-features", "user_id"], "user_id: is an id in this data; name it in"),
     (lambda t: t, ["--categorical", "colour"], "--categorical colour: expected names of"),
     (lambda t: t.drop_duplicates("user_id"), [], "expected 2 items or more that come 2 times"),
@@ -213,7 +217,7 @@ BAD_TABLES: list[tuple[Callable[[pd.DataFrame], pd.DataFrame], list[str], str]] 
 
 
 @pytest.mark.parametrize(("spoil", "flags", "message"), BAD_TABLES)
-def test_bad_data_is_told_before_training_starts(
+def test_bad_data_ends_the_run_before_training_starts(
     tmp_path: Path,
     data: pd.DataFrame,
     capsys: pytest.CaptureFixture[str],

@@ -1,4 +1,4 @@
-"""Edge lists: a file becomes distinct, weighted edges, and these a sparse adjacency matrix.
+"""Edge lists: read them, make their edges distinct, hold some out, draw pairs without an edge.
 
 Shapes: N nodes, E edges.
 """
@@ -23,9 +23,9 @@ from training.data.sources import DataError, DataSet, Source
 from training.data.tables import read_table
 
 SOURCE, TARGET, WEIGHT = "source", "target", "weight"
-# Lines of two or three fields, without names of columns.
+# Files of lines "source target [weight]", without a header.
 LINE_SUFFIXES = (".edgelist", ".edgelist.gz", ".txt", ".txt.gz")
-# Of the file that a folder stands for.
+# Name of the file to read when the data is a folder.
 EDGES_STEM, EDGES_SUFFIXES = "edges", (*SUFFIXES, *LINE_SUFFIXES)
 COMMENTS = ("#", "%")
 
@@ -35,13 +35,14 @@ Weights = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Edges:
-    """Distinct edges between nodes that are numbered in order of their first appearance.
+    """Distinct edges of a graph.
 
     Attributes:
-        ids: Of the nodes, [N]; all sources are numbered before the nodes that are only targets.
-        source: Of each edge, int64 [E]; below ``target`` in an undirected graph.
-        target: int64 [E].
-        weight: Above 0, float64 [E].
+        ids: Ids of the nodes by number, N: first all sources in order of appearance, then the
+            nodes that are only targets.
+        source: Source node of each edge, int64 [E]; below ``target`` in an undirected graph.
+        target: Target node of each edge, int64 [E].
+        weight: Weight of each edge, above 0, float64 [E].
         directed: Whether walks may follow an edge only from source to target.
     """
 
@@ -53,20 +54,20 @@ class Edges:
 
     @property
     def n_nodes(self) -> int:
-        """N."""
+        """Number of nodes, N."""
         return len(self.ids)
 
     def __len__(self) -> int:
-        """E."""
+        """Return the number of edges, E."""
         return len(self.source)
 
     def select(self, chosen: npt.NDArray[Any]) -> Edges:
-        """Some of the edges, by position or mask; the nodes stay."""
+        """Select edges by position or mask; all nodes stay."""
         parts = self.source[chosen], self.target[chosen], self.weight[chosen]
         return Edges(self.ids, *parts, self.directed)
 
     def adjacency(self) -> csr_array:
-        """Weights, float64 [N, N]; symmetric unless the graph is directed."""
+        """Return the matrix of weights, float64 [N, N]; symmetric unless the graph is directed."""
         shape = (self.n_nodes, self.n_nodes)
         one_way = coo_array((self.weight, (self.source, self.target)), shape=shape).tocsr()
         return csr_array(one_way if self.directed else one_way + one_way.T)
@@ -76,15 +77,15 @@ def read_edges(data: DataSet) -> pd.DataFrame:
     """Read an edge list.
 
     Args:
-        data: Tables with the columns source, target and, if they like, weight; or .txt or
-            .edgelist files with ``source target [weight]`` a line and comments after # or %.
+        data: Tables with the columns source, target and optionally weight; or .txt or .edgelist
+            files, each line of which is ``source target [weight]`` or a comment after # or %.
 
     Returns:
-        source and target as tokens, and weight, above 0, float32: an edge a row.
+        A row for each edge: ``source`` and ``target`` as tokens, ``weight`` above 0 as float32.
 
     Raises:
-        DataError: A file is unreadable or empty, or an edge lacks a node or has a weight that is
-            not above 0, or all are loops.
+        DataError: If a file is unreadable or empty, an edge lacks a node or has a weight that is
+            not above 0, or every edge is a loop.
     """
     frames = [
         _read_lines(part)
@@ -102,13 +103,13 @@ def _read_table(part: Source) -> pd.DataFrame:
     table = read_table([part], [], [SOURCE, TARGET], [WEIGHT])
     if WEIGHT not in table:
         table[WEIGHT] = np.float32(1)
-    for name, fine, expected in (
+    for name, valid, expected in (
         (SOURCE, table[SOURCE].notna(), "a node"),
         (TARGET, table[TARGET].notna(), "a node"),
         (WEIGHT, table[WEIGHT] > 0, "a number above 0"),
     ):
-        if not fine.all():
-            row = int(fine.argmin())
+        if not valid.all():
+            row = int(valid.argmin())
             got = "an empty cell" if pd.isna(table[name][row]) else f"{table[name][row]:g}"
             where = f"{part.name}: row {row + part.first_row}, column {name}"
             raise DataError(f"{where}: expected {expected}, got {got}")
@@ -145,13 +146,13 @@ def _parse(name: str, lines: Iterable[str]) -> Iterable[tuple[str, str, float]]:
 
 
 def to_edges(table: pd.DataFrame, *, directed: bool) -> Edges:
-    """Number the nodes, and add up what joins the same two.
+    """Number the nodes and merge repeated edges.
 
-    An edge that comes several times counts as one with the sum of the weights; in an undirected
-    graph that includes its reverse. Loops are left out.
+    Edges between the same two nodes become one, with the sum of their weights; in an undirected
+    graph that includes the reverse edge. Loops are dropped.
 
     Args:
-        table: As :func:`read_edges` returns it.
+        table: Edges as :func:`read_edges` returns them.
         directed: Whether edges point from source to target.
     """
     table = table[table[SOURCE] != table[TARGET]]
@@ -171,22 +172,22 @@ def _distinct(source: Any, target: Any, weight: Weights, directed: bool) -> Edge
 
 
 def hold_out(edges: Edges, share: float, seed: int) -> tuple[Edges, Edges]:
-    """Split edges at random, such that what was connected stays connected.
+    """Hold out random edges, such that nodes that were connected stay connected.
 
     Args:
-        edges: All of them.
-        share: Part of them to hold out; fewer when a spanning forest needs the rest.
-        seed: Of the choice.
+        edges: All edges.
+        share: Share of the edges to hold out; fewer when a spanning forest needs the rest.
+        seed: Seed of the choice.
 
     Returns:
         The edges to train on, which touch every node, and those that are held out.
 
     Raises:
-        DataError: No edge can be held out.
+        DataError: If no edge can be held out.
     """
     cost = 1.0 + np.random.default_rng(seed).permutation(len(edges))
     shape = (edges.n_nodes, edges.n_nodes)
-    # The forest takes the cheapest edges that it can, so that the dearest are left.
+    # Random costs make the forest random. The most expensive of the other edges are held out.
     forest = minimum_spanning_tree(coo_array((cost, (edges.source, edges.target)), shape=shape))
     order = np.argsort(cost)
     free = order[~np.isin(cost[order], forest.data)]
@@ -194,41 +195,43 @@ def hold_out(edges: Edges, share: float, seed: int) -> tuple[Edges, Edges]:
     held_out[free[max(0, len(free) - int(share * len(edges))) :]] = True
     if not held_out.any():
         raise DataError(
-            f"expected some of the {len(edges)} edges to be free to hold out for the test: more of "
-            "them, some in a cycle"
+            f"expected some of the {len(edges)} edges to be free to hold out for the test, got a "
+            "graph that each of them keeps connected; add edges that close a cycle"
         )
     return edges.select(~held_out), edges.select(held_out)
 
 
 def non_edges(known: Sequence[Edges], n: int, seed: int) -> tuple[Nodes, Nodes]:
-    """Draw pairs of nodes that no edge joins, uniformly with replacement.
+    """Draw pairs of nodes without an edge, uniformly and with replacement.
+
+    In a bipartite graph, where no node is both a source and a target, each pair is a source and a
+    target, as in its edges.
 
     Args:
-        known: All edges of one graph, in parts. Between two kinds of nodes, where none is both
-            source and target, each pair has one of each kind, as edges do.
-        n: How many.
-        seed: Of the draw.
+        known: All edges of one graph, in parts.
+        n: Number of pairs.
+        seed: Seed of the draw.
 
     Returns:
         Sources and targets, int64 [n] each.
 
     Raises:
-        DataError: Nearly all pairs are edges.
+        DataError: If nearly all pairs are edges.
     """
     rng = np.random.default_rng(seed)
     n_nodes = known[0].n_nodes
     first_target = min(int(edges.target.min()) for edges in known)
-    two_kinds = max(int(edges.source.max()) for edges in known) < first_target
-    taken = np.concatenate([edges.source * n_nodes + edges.target for edges in known])
+    is_bipartite = max(int(edges.source.max()) for edges in known) < first_target
+    edge_keys = np.concatenate([edges.source * n_nodes + edges.target for edges in known])
     pairs = np.empty((2, 0), dtype=np.int64)
     for _ in range(100):
-        if two_kinds:
+        if is_bipartite:
             more = rng.integers([[0], [first_target]], [[first_target], [n_nodes]], (2, 2 * n))
         else:
             more = rng.integers(n_nodes, size=(2, 2 * n))
         key = more if known[0].directed else np.sort(more, axis=0)
-        joined = np.isin(key[0] * n_nodes + key[1], taken)
+        joined = np.isin(key[0] * n_nodes + key[1], edge_keys)
         pairs = np.hstack((pairs, more[:, ~joined & (more[0] != more[1])]))
         if pairs.shape[1] >= n:
             return pairs[0, :n], pairs[1, :n]
-    raise DataError("expected pairs of nodes without an edge, to tell from edges; found too few")
+    raise DataError(f"expected {n} pairs of nodes without an edge to test on, found too few")

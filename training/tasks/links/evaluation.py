@@ -1,6 +1,6 @@
-"""Does a score tell edges that were held out from pairs of nodes without an edge?
+"""Evaluate link prediction: does a score separate held-out edges from pairs without an edge?
 
-Shapes: N nodes, B pairs of nodes, D embedding dim.
+Shapes: N nodes, B nodes or pairs of nodes, R held-out edges, D embedding dim.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy.sparse import csr_array
+from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import normalized_mutual_info_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -21,22 +23,23 @@ from training.metrics.ranking import auc
 from training.metrics.retrieval import Scores, expected_ranks, retrieval_report
 from training.tasks.links.data import Edges, Nodes, non_edges
 
-# More would move an AUC of .9 by less than .003.
+# More pairs would change an AUC of .9 by less than .003.
 MAX_PAIRS = 10_000
-_BLOCK = 1 << 24  # scores in memory at once
+# Number of scores in memory at a time.
+_CHUNK_SCORES = 1 << 24
 
 Vectors = npt.NDArray[np.float32]
-# Scores of every node for each of some nodes, [B, N].
-Scorer = Callable[[Nodes], Scores]
+# Scores every node as the target of a link from each source, int64 [B] -> [B, N].
+ScoreNodes = Callable[[Nodes], Scores]
 
 
-def cosine_scorer(vectors: Vectors) -> Scorer:
-    """Score by the cosine of vectors of unit length, float32 [N, D]."""
+def score_by_cosine(vectors: Vectors) -> ScoreNodes:
+    """Score by the cosine of node vectors of unit length, float32 [N, D]."""
     return lambda sources: vectors[sources] @ vectors.T
 
 
-def baselines(train: Edges) -> dict[str, Scorer]:
-    """Score by the product of degrees, and by the number of neighbours in common."""
+def baselines(train: Edges) -> dict[str, ScoreNodes]:
+    """Score by the product of degrees, and by the number of common neighbors."""
     adjacency = train.adjacency()
     joined = csr_array((adjacency + adjacency.T) > 0).astype(np.float32)
     degree = joined.sum(axis=1)
@@ -46,19 +49,23 @@ def baselines(train: Edges) -> dict[str, Scorer]:
     }
 
 
-class LinksEvaluation(Evaluation):
-    """Edges that were held out, of very many a sample.
+class LinkPredictionEvaluation(Evaluation):
+    """Scores of held-out edges, or of a sample where they are many.
 
-    A result is the score of an edge, the score of a pair without one, and how high the target of
-    the edge stands among all nodes that its source is not known to be joined to, [R, 3].
+    The three columns of the results, [R, 3], are the score of an edge, the score of a pair without
+    an edge, and the rank of the edge's target among all nodes that have no training edge with its
+    source.
 
     Args:
-        train: The edges that are known.
-        test: The edges to find.
-        seed: Of the sample and of the pairs without an edge.
-        oracle: The truth's scores, on synthetic data.
-        table: Source and target of the edges as they were read.
-        data_sha256: Tells the data from other data.
+        train: Edges that training sees.
+        test: Held-out edges.
+        seed: Seed of the sample and of the pairs without an edge.
+        oracle: Scores by the true probabilities; None unless the data is synthetic.
+        table: Source and target of all edges as they were read.
+        data_sha256: Hash of the data.
+
+    Raises:
+        DataError: If there are too few pairs without an edge.
     """
 
     primary = "link_auc"
@@ -71,7 +78,7 @@ class LinksEvaluation(Evaluation):
         train: Edges,
         test: Edges,
         seed: int,
-        oracle: Scorer | None,
+        oracle: ScoreNodes | None,
         table: pd.DataFrame,
         data_sha256: str,
     ) -> None:
@@ -82,58 +89,58 @@ class LinksEvaluation(Evaluation):
         self.frame = pd.DataFrame(index=range(len(self.edges)))
 
     def rows(self) -> list[Any]:
-        """None: an answer holds the nearest nodes only, and a score for every pair is needed."""
+        """Return no rows: answers hold only the nearest nodes, results need any pair's score."""
         return []
 
     def items(self) -> list[Any]:
-        """The nodes."""
+        """Return the ids of all nodes."""
         return self.train.ids
 
     def results(self, output: ArchiveOutput) -> Results:
-        """By the cosine, which for a node that the archive does not know is 0."""
-        return self.measure(cosine_scorer(np.nan_to_num(output.item_vectors)))
+        """Score by cosine, which is 0 for a node that the archive does not know."""
+        return self.measure(score_by_cosine(np.nan_to_num(output.item_vectors)))
 
-    def measure(self, scorer: Scorer) -> Results:
-        """The results of a scorer."""
+    def measure(self, score_nodes: ScoreNodes) -> Results:
+        """Score the held-out edges and as many pairs without an edge, and rank the targets."""
         edges, n_nodes = self.edges, self.train.n_nodes
         return np.column_stack(
             [
-                _pair_scores(scorer, edges.source, edges.target, n_nodes),
-                _pair_scores(scorer, *self.others, n_nodes),
-                _ranks(scorer, edges, self.train.adjacency()),
+                _pair_scores(score_nodes, edges.source, edges.target, n_nodes),
+                _pair_scores(score_nodes, *self.others, n_nodes),
+                _ranks(score_nodes, edges, self.train.adjacency()),
             ]
         )
 
     def baselines(self) -> dict[str, Results]:
-        """Products of degrees, numbers of common neighbours and, on synthetic data, the truth."""
-        scorers = baselines(self.train)
+        """Score by degrees, common neighbors and, on the synthetic graph, the oracle."""
+        found = baselines(self.train)
         if self.oracle is not None:
-            scorers["oracle"] = self.oracle
-        return {name: self.measure(scorer) for name, scorer in scorers.items()}
+            found["oracle"] = self.oracle
+        return {name: self.measure(score_nodes) for name, score_nodes in found.items()}
 
     def report(self, results: Results, rows: Rows = ALL) -> dict[str, float]:
-        """``link_auc``, edges against as many pairs without one, and what ranks come to."""
-        joined, apart, ranks = results[rows].T
+        """Compute ``link_auc`` of edges against pairs without an edge, and metrics of the ranks."""
+        positives, negatives, ranks = results[rows].T
         labels = np.repeat([1, 0], len(ranks))
-        link_auc = auc(labels, np.concatenate([joined, apart]))
+        link_auc = auc(labels, np.concatenate([positives, negatives]))
         return {"link_auc": link_auc, **retrieval_report(ranks)}
 
     def ranks(self, results: Results) -> Results | None:
-        """Of the edges' targets."""
+        """Return the ranks of the edges' targets."""
         ranks: Results = results[:, 2]
         return ranks
 
 
 def hadamard_auc(vectors: Vectors, train: Edges, test: Edges, seed: int) -> float:
-    """AUC of a logistic regression on the products of the vectors' elements.
+    """Measure the AUC of a logistic regression on element-wise products of node vectors.
 
-    The usual measure of papers on node embeddings; the regression learns from training edges.
+    Papers on node embeddings usually report this one. The regression is fitted on training edges.
 
     Args:
-        vectors: float32 [N, D].
-        train: Edges to learn from.
-        test: Edges to tell from pairs without one.
-        seed: Of the pairs without an edge.
+        vectors: Node vectors, float32 [N, D].
+        train: Edges to fit the regression on.
+        test: Held-out edges.
+        seed: Seed of the pairs without an edge, and of the sample where the edges are many.
     """
     inputs, labels = [], []
     for i, edges in enumerate((_sample(train, seed), _sample(test, seed))):
@@ -146,31 +153,47 @@ def hadamard_auc(vectors: Vectors, train: Edges, test: Edges, seed: int) -> floa
     return auc(labels[1], model.decision_function(inputs[1]))
 
 
+def block_nmi(vectors: Vectors, blocks: npt.NDArray[Any], seed: int) -> float:
+    """Measure how well k-means over the vectors recovers the true blocks.
+
+    Args:
+        vectors: Node vectors, float32 [N, D].
+        blocks: True block of each node, int64 [N].
+        seed: Seed of k-means.
+
+    Returns:
+        Normalized mutual information of clusters and blocks, from 0 to 1.
+    """
+    n_blocks = len(np.unique(blocks))
+    clusters = KMeans(n_blocks, n_init=4, random_state=seed).fit_predict(vectors)
+    return float(normalized_mutual_info_score(blocks, clusters))
+
+
 def _sample(edges: Edges, seed: int) -> Edges:
     if len(edges) <= MAX_PAIRS:
         return edges
     return edges.select(np.random.default_rng(seed).choice(len(edges), MAX_PAIRS, replace=False))
 
 
-def _pair_scores(scorer: Scorer, sources: Nodes, targets: Nodes, n_nodes: int) -> Scores:
+def _pair_scores(score_nodes: ScoreNodes, sources: Nodes, targets: Nodes, n_nodes: int) -> Scores:
     return np.concatenate(
         [
-            np.take_along_axis(scorer(sources[part]), targets[part, None], axis=1)[:, 0]
-            for part in _parts(len(sources), n_nodes)
+            np.take_along_axis(score_nodes(sources[part]), targets[part, None], axis=1)[:, 0]
+            for part in _chunks(len(sources), n_nodes)
         ]
     )
 
 
-def _ranks(scorer: Scorer, edges: Edges, known: csr_array) -> npt.NDArray[np.float64]:
+def _ranks(score_nodes: ScoreNodes, edges: Edges, known: csr_array) -> npt.NDArray[np.float64]:
     ranks = []
-    for part in _parts(len(edges), edges.n_nodes):
+    for part in _chunks(len(edges), edges.n_nodes):
         sources = edges.source[part]
         excluded = known[sources].toarray() > 0
         excluded[np.arange(len(sources)), sources] = True
-        ranks.append(expected_ranks(scorer(sources), edges.target[part], excluded))
+        ranks.append(expected_ranks(score_nodes(sources), edges.target[part], excluded))
     return np.concatenate(ranks)
 
 
-def _parts(n_rows: int, n_nodes: int) -> Iterator[slice]:
-    step = max(1, _BLOCK // n_nodes)
+def _chunks(n_rows: int, n_nodes: int) -> Iterator[slice]:
+    step = max(1, _CHUNK_SCORES // n_nodes)
     return (slice(start, start + step) for start in range(0, n_rows, step))

@@ -1,11 +1,13 @@
 """Biased random walks over a graph: node2vec (Grover and Leskovec, 2016, arXiv:1607.00653).
 
-Many walkers take each step together. The next node is proposed by edge weight from alias tables
-(Walker, 1977) and then kept or drawn again by the bias of p and q, as KnightKing does it (Yang et
-al., 2019): the memory is that of the edges, where tables for every pair of them would take the sum
-of all squared degrees.
+Many walks take each step together. The next node is proposed in proportion to edge weight, from
+alias tables (Walker, 1977), and then accepted or drawn again by the bias of p and q: rejection
+sampling, as in KnightKing (Yang et al., 2019). It needs memory in proportion to the number of
+edges. Alias tables of the biased probabilities would need one for each pair of neighboring edges.
 
-Shapes: N nodes, E arcs of the adjacency matrix, W walkers, L walk length.
+An arc is an entry of the adjacency matrix: one direction of an edge.
+
+Shapes: N nodes, E arcs, W walks that step together, L walk length.
 """
 
 from __future__ import annotations
@@ -22,21 +24,22 @@ Arcs = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Seed = int | np.random.SeedSequence
 
-# Walkers that step together: their arrays stay within the CPU's cache.
-BLOCK_WALKERS = 1 << 15
-# Stands behind the end of a walk that came to a node without an arc out of it.
+# Number of walks that step together: their arrays fit in the CPU's cache.
+BLOCK_WALKS = 1 << 15
+# Padding of a walk that ended early, at a node without outgoing arcs.
 NO_NODE = -1
 
 
 class Walker:
     """Draws walks.
 
+    A step takes, at worst, about as many draws as the largest of p, q, 1/p and 1/q.
+
     Args:
         adjacency: Weights above 0, float64 [N, N]; symmetric for an undirected graph.
-        walk_length: Nodes of a walk, L.
-        p: Return: below 1, walks go back to where they came from more often.
-        q: In and out: below 1, walks leave the neighbourhood of where they came from more often.
-            A step takes about as many draws as the largest of p, q, 1/p and 1/q, at worst.
+        walk_length: Number of nodes of a walk, L.
+        p: Return parameter: below 1, walks go back to the previous node more often.
+        q: In-out parameter: below 1, walks leave the neighborhood of the previous node more often.
     """
 
     def __init__(self, adjacency: csr_array, walk_length: int, p: float, q: float) -> None:
@@ -55,7 +58,8 @@ class Walker:
             self._strength: Floats = adjacency.sum(axis=1)
             source = np.repeat(np.arange(self.n_nodes), self._degree)
             self._keys = self._key(source, self._target)
-            # Says of most pairs that no arc joins them at a tenth of the time that a search takes.
+            # A filter of arcs (a Bloom filter of one hash): it rules most pairs without an arc out
+            # in a tenth of the time of a binary search.
             self._shift = np.uint64(62 - len(self._keys).bit_length())
             self._maybe = np.zeros(4 << len(self._keys).bit_length(), dtype=np.bool_)
             self._maybe[self._hash(self._keys)] = True
@@ -73,8 +77,8 @@ class Walker:
         rng = np.random.default_rng(seed)
         for _ in range(num_walks):
             starts = rng.permutation(self.n_nodes).astype(np.int32)
-            for first in range(0, self.n_nodes, BLOCK_WALKERS):
-                yield self._block(starts[first : first + BLOCK_WALKERS], rng)
+            for first in range(0, self.n_nodes, BLOCK_WALKS):
+                yield self._block(starts[first : first + BLOCK_WALKS], rng)
 
     def _block(self, starts: Nodes, rng: np.random.Generator) -> Nodes:
         steps = np.full((self._length, len(starts)), NO_NODE, dtype=np.int32)
@@ -89,8 +93,9 @@ class Walker:
         return np.ascontiguousarray(steps.T)
 
     def _propose(self, here: Nodes, rng: np.random.Generator) -> Nodes:
-        """A neighbour of each node by edge weight, int32 [W]."""
-        # The whole part of one random number picks an arc, its fraction decides for the alias.
+        """Draw a neighbor of each node in proportion to edge weight, int32 [W]."""
+        # One random number does for both draws of the alias method: its integer part picks an arc,
+        # its fraction chooses between the arc and its alias.
         position = rng.random(len(here)) * self._degree[here]
         offset = position.astype(np.int64)
         arc = self._start[here] + offset
@@ -101,35 +106,40 @@ class Walker:
         return chosen
 
     def _second_order(self, before: Nodes, here: Nodes, rng: np.random.Generator) -> Nodes:
-        """A neighbour by edge weight times bias, int32 [W].
+        """Draw a neighbor in proportion to edge weight times bias, int32 [W].
 
-        The bias is 1/p for the node before, 1 for its neighbours and 1/q for all others. A dart is
-        thrown at a board as high as the last two; what 1/p rises above it hangs on the board's
-        side, so that a small p does not make most darts miss.
+        The bias of a neighbor is 1/p if it is the previous node, 1 if it is a neighbor of the
+        previous node, and 1/q otherwise. A neighbor proposed by weight is accepted with probability
+        bias / high, where high is the larger of 1 and 1/q.
+
+        1/p may exceed high. Raising high to 1/p would then reject most proposals. Instead, the
+        excess weight * (1/p - high) of the previous node's arc is set apart: the walk returns at
+        once with that share of the total, and draws by rejection otherwise.
         """
         low, high = min(1.0, self._out), max(1.0, self._out)
-        board, side = self._strength[here] * high, np.zeros(len(here))
+        proposals, excess = self._strength[here] * high, np.zeros(len(here))
         if self._back > high:
             arc, found = self._find(self._key(here, before))
-            side = np.where(found, self._weight[arc] * (self._back - high), 0.0)
+            excess = np.where(found, self._weight[arc] * (self._back - high), 0.0)
         chosen = before.copy()
-        # Where only one arc leads on, no dart has to hit it.
+        # A node with one arc leaves no choice, so no proposal can be rejected.
         single = self._degree[here] == 1
         chosen[single] = self._target[self._start[here[single]]]
         [waiting] = np.nonzero(~single)
         while waiting.size:
-            on_board = rng.random(len(waiting)) * (board + side)[waiting] >= side[waiting]
-            waiting = waiting[on_board]
+            drawn = rng.random(len(waiting)) * (proposals + excess)[waiting]
+            waiting = waiting[drawn >= excess[waiting]]  # the others return to the previous node
             came_from = before[waiting]
             proposed = self._propose(here[waiting], rng)
-            dart = rng.random(len(waiting)) * high
-            kept = dart < np.where(proposed == came_from, self._back, low)
-            # Only a dart between the biases of a near and of a far node asks which one this is.
-            [asked] = np.nonzero(~kept & (proposed != came_from))
-            near = self._are_joined(came_from[asked], proposed[asked])
-            kept[asked] = near if self._out < 1 else ~near
-            chosen[waiting[kept]] = proposed[kept]
-            waiting = waiting[~kept]
+            drawn = rng.random(len(waiting)) * high
+            accepted = drawn < np.where(proposed == came_from, self._back, low)
+            # Whether the proposed node is a neighbor of the previous one matters, and is looked up,
+            # only if the number lies between the two biases.
+            [undecided] = np.nonzero(~accepted & (proposed != came_from))
+            near = self._are_joined(came_from[undecided], proposed[undecided])
+            accepted[undecided] = near if self._out < 1 else ~near
+            chosen[waiting[accepted]] = proposed[accepted]
+            waiting = waiting[~accepted]
         return chosen
 
     def _key(self, source: npt.NDArray[Any], target: Nodes) -> Arcs:
@@ -137,11 +147,11 @@ class Walker:
         return key
 
     def _hash(self, key: Arcs) -> npt.NDArray[np.uint64]:
-        """Places in the filter, by Fibonacci hashing."""
+        """Return positions in the filter, by Fibonacci hashing."""
         return (key.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> self._shift
 
     def _find(self, key: Arcs) -> tuple[Arcs, npt.NDArray[np.bool_]]:
-        """Positions of arcs, and whether they are there at all."""
+        """Return the positions of arcs, and whether there is such an arc."""
         arc = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
         return arc, self._keys[arc] == key
 
@@ -156,15 +166,18 @@ def alias_tables(indptr: npt.NDArray[Any], weights: Floats) -> tuple[Floats, Arc
     """Alias tables of all rows of a sparse matrix, without a loop over rows or arcs.
 
     A draw picks an arc of the row uniformly and keeps it with the probability of its threshold;
-    otherwise it takes the arc's alias. Follows the sweep of Hübschle-Schneider and Sanders (2019,
-    arXiv:1903.00227): light arcs, below the row's mean, are filled up in order by heavy ones, and a
-    heavy one that gave too much by the next heavy one. Running totals of what lacks and of what is
-    spare say who fills whom. They are integers: so both are exactly equal at the end of each row,
-    and one running total serves all rows.
+    otherwise it takes the arc's alias.
+
+    The construction is the sweep of Hübschle-Schneider and Sanders (2019, arXiv:1903.00227). An arc
+    is light if its weight is below the row's mean, and heavy otherwise. In order, each light arc is
+    filled up to the mean by the current heavy arc; a heavy arc that thereby falls below the mean is
+    filled up by the next heavy arc. Running totals of what light arcs lack and of what heavy arcs
+    can spare show which arc fills which. The totals are integers, so that both are exactly equal at
+    the end of each row, and one running total serves all rows.
 
     Args:
-        indptr: Where each row starts, [N + 1].
-        weights: Above 0, float64 [E]; one below 1e-12 of its row's sum may count as 0.
+        indptr: Position of each row's first weight, int [N + 1].
+        weights: Weights above 0, float64 [E]; one below 1e-12 of its row's sum may count as 0.
 
     Returns:
         Thresholds, float64 [E], and aliases as positions in ``weights``, int64 [E].
@@ -185,9 +198,45 @@ def alias_tables(indptr: npt.NDArray[Any], weights: Floats) -> tuple[Floats, Arc
     threshold[light] = 1 + balance[light] / total[light]
     alias[light] = heavy[np.searchsorted(spare, filled_before, side="right")]
 
-    # The light arc at which a heavy one runs out of what it can spare.
+    # For each heavy arc, the light arc whose demand exceeds what is left to spare.
     last = np.minimum(np.searchsorted(filled, spare, side="right"), len(light) - 1)
     [poor] = np.nonzero((filled_before[last] < spare) & (spare < filled[last]))
     threshold[heavy[poor]] = 1 - (filled[last] - spare)[poor] / total[heavy[poor]]
     alias[heavy[poor]] = heavy[poor + 1]
     return threshold, alias
+
+
+class WalkSentences:
+    """Walks as the sentences of skip-gram, drawn anew for each pass instead of held in memory.
+
+    Args:
+        walker: Draws the walks.
+        num_walks: Number of walks from each node in a pass.
+        seed: Seed of all passes.
+    """
+
+    def __init__(self, walker: Walker, num_walks: int, seed: int) -> None:
+        self._walker, self._num_walks = walker, num_walks
+        self._seeds = np.random.SeedSequence(seed)
+
+    def __len__(self) -> int:
+        """Return the number of walks of a pass."""
+        return self._num_walks * self._walker.n_nodes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the walks of a new pass."""
+        for walks in self._draw():
+            lengths = (walks != NO_NODE).sum(axis=1).tolist()
+            for walk, length in zip(walks.tolist(), lengths, strict=True):
+                yield walk[:length]
+
+    def visits(self) -> dict[int, int]:
+        """Count how often the walks of a new pass visit each node."""
+        counts = np.zeros(self._walker.n_nodes, dtype=np.int64)
+        for walks in self._draw():
+            counts += np.bincount(walks[walks != NO_NODE], minlength=len(counts))
+        return dict(enumerate(counts.tolist()))
+
+    def _draw(self) -> Iterator[Nodes]:
+        [seed] = self._seeds.spawn(1)
+        return self._walker.walks(self._num_walks, seed)

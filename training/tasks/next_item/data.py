@@ -1,7 +1,6 @@
-"""What the sequence models share: their data, the step that they must predict, the baselines.
+"""Interactions of users with items: their flags, and the data that models train on.
 
-Shapes: U users, B of them, N items of the vocabulary. An item's index is its place in the
-vocabulary plus 2, after 0 for none and 1 for one that training did not keep.
+Shapes: U users, C matrix columns of the user features.
 """
 
 from __future__ import annotations
@@ -9,141 +8,151 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, ClassVar
 
-import numpy as np
 import pandas as pd
+import torch
+import tyro
+from torch import Tensor
 
-from handlers.schema import FIRST_TOKEN_INDEX, OOV_INDEX
-from training.data.sources import DataError
-from training.metrics.retrieval import Indices
-
-MAX_HOLDOUT_USERS = 20_000
+from handlers.models.youtube_dnn import FEATURES_KEY, HISTORY_KEY
+from handlers.schema import FeatureSchema
+from training.bounds import Count, Share
+from training.data.config import DataConfig
+from training.data.features import fit_schema, to_matrix
+from training.data.sources import DataError, DataSet
+from training.data.tables import read_table
+from training.run import RunConfig, split_names
+from training.tasks.next_item.split import LeaveOneOutSplit, leave_one_out
+from training.tasks.next_item.world import INTERACTIONS, World
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Holdout:
-    """One step of each user, to be told from those before it.
+class NextItemConfig(RunConfig):
+    """Where the interactions are, and which of their columns describe the user.
 
     Attributes:
-        users: Place of each in :attr:`Sequences.users`, int64 [B].
-        histories: Indices of the items before, the oldest first, B arrays.
-        targets: Index of the item that came next, int64 [B].
+        data_path: A file with a row for each interaction of a user with an item; a folder with a
+            file named interactions; a folder or pattern of files to read one after the other; or
+            the s3:// URL of one of these. By default a synthetic world with a known ceiling is
+            generated into data/sequences.
+        user_col: Column of the user.
+        item_col: Column of the item.
+        time_column: Column to sort the rows by; by default they keep the order of the file.
+        user_features: Input columns that describe the user, separated by commas.
+        categorical: Those of user-features that are ids or strings, separated by commas.
+        exclude_history: Rank without the items of the history, for data in which nobody takes an
+            item twice.
+        min_count: Items that occur less often in training are out of vocabulary.
+        valid_share: Share of the users whose second to last item selects the epoch.
     """
 
-    users: Indices
-    histories: Sequence[Indices]
-    targets: Indices
+    column_flags: ClassVar[Sequence[str]] = ("user_features", "categorical")
 
-    def __getitem__(self, rows: slice) -> Holdout:
-        """Some of them."""
-        return Holdout(self.users[rows], self.histories[rows], self.targets[rows])
+    data_path: Annotated[str | None, tyro.conf.arg(aliases=("--data",))] = None
+    user_col: str = "user_id"
+    item_col: str = "item_id"
+    time_column: str = ""
+    user_features: str = "user_age,user_gender"
+    categorical: str = ""
+    exclude_history: bool = False
+    min_count: Count = 2
+    valid_share: Share = 0.2
 
 
 @dataclass(frozen=True)
-class Sequences:
-    """What each user took, in order.
-
-    The last step of each, or of some, is the test. Of some users, the step before is not for
-    training either: it selects. Were it so of all, the model would be tested on what came long
-    after its training.
+class NextItemData:
+    """Interactions, split and encoded.
 
     Attributes:
-        users: Their ids, U.
-        vocabulary: The items that training saw often enough, the most frequent first, N.
-        items: Indices of what each user took, U arrays.
-        n_held_out: Steps at each user's end that are not for training, int64 [U], 0 to 2.
+        interactions: All rows as they were read, oldest first.
+        split: The item sequence of each user.
+        schema: Schema of the user features.
+        user_frame: Each user's latest features before encoding, U rows in the order of the split.
+        user_matrix: The same, encoded, float32 [U, C].
+        sha256: Hash of the data.
     """
 
-    users: Sequence[str]
-    vocabulary: tuple[str, ...]
-    items: Sequence[Indices]
-    n_held_out: Indices
-
-    @property
-    def train(self) -> list[Indices]:
-        """The steps to train on, U arrays."""
-        return [
-            items[: max(len(items) - n, 0)]
-            for items, n in zip(self.items, self.n_held_out, strict=True)
-        ]
-
-    @property
-    def valid(self) -> Holdout:
-        """The step before the last one of the users that select."""
-        return self._holdout(2)
-
-    @property
-    def test(self) -> Holdout:
-        """The last step of the users that test."""
-        return self._holdout(1)
-
-    def _holdout(self, n_back: int) -> Holdout:
-        lengths = np.array([len(items) for items in self.items])
-        users = np.flatnonzero((lengths >= n_back) & (self.n_held_out >= n_back))
-        if len(users) > MAX_HOLDOUT_USERS:
-            rng = np.random.default_rng(0)
-            users = np.sort(rng.choice(users, MAX_HOLDOUT_USERS, replace=False))
-        return Holdout(
-            users,
-            [self.items[user][:-n_back] for user in users.tolist()],
-            np.array([self.items[user][-n_back] for user in users.tolist()], dtype=np.int64),
-        )
+    interactions: pd.DataFrame
+    split: LeaveOneOutSplit
+    schema: FeatureSchema
+    user_frame: pd.DataFrame
+    user_matrix: Tensor
+    sha256: str
 
 
-def encode(
-    users: pd.Series[Any],
-    items: pd.Series[Any],
-    *,
-    min_count: int,
-    valid_share: float = 0.0,
-    test_share: float = 1.0,
-    seed: int = 0,
-) -> Sequences:
-    """Group interactions, which come in order, by their users.
+def find_data(config: DataConfig, world: World, generate: bool = True) -> DataSet:
+    """Find the data that the flags name.
 
     Args:
-        users: Who, one for each interaction.
-        items: What, missing where there is nothing.
-        min_count: Items that training sees less often are out of vocabulary.
-        valid_share: Share of the users that select, where all test.
-        test_share: Share of the users that test.
-        seed: Of who they are.
+        config: Configuration of the run.
+        world: The world to use when no flag names any data.
+        generate: Whether to generate the world where its folder does not exist.
 
     Raises:
-        DataError: If too little is left to train on.
+        DataError: If there is no data, or the flags contradict each other.
     """
-    known = (items.notna() & users.notna()).to_numpy()
-    if not known.all():
-        logger.warning("%d rows without a user or an item are left out", (~known).sum())
-    user_codes, user_ids = pd.factorize(users[known])
-    item_codes, tokens = pd.factorize(items[known])
-    order = np.argsort(user_codes, kind="stable")
-    user_codes, item_codes = user_codes[order], item_codes[order]
-    lengths = np.bincount(user_codes, minlength=len(user_ids))
-    ends = lengths.cumsum()
-    rng = np.random.default_rng(seed)
-    n_held_out = 1 + (rng.random(len(lengths)) < valid_share)
-    if test_share < 1:
-        n_held_out[rng.permutation(len(lengths))[round(len(lengths) * test_share) or 1 :]] = 0
-    in_training = np.arange(len(user_codes)) < (ends - n_held_out)[user_codes]
+    if config.uses_default_data and not world.folder.exists():
+        if not generate:
+            raise DataError(
+                f"{world.folder}: no such folder; name a file with --data, or leave out --no-gen"
+            )
+        logger.info("no --data: generating a synthetic world in %s", world.folder)
+        world.generate(world.folder)
+    return config.data(world.folder, Path(world.file).stem)
 
-    counts = np.bincount(item_codes[in_training], minlength=len(tokens))
-    frequent = np.flatnonzero(counts >= min_count).tolist()
-    # Equal counts in their own order: the same data, the same indices.
-    frequent.sort(key=lambda code: (-counts[code], tokens[code]))
-    if len(frequent) < 2:
-        raise DataError(
-            f"expected 2 items or more that come {min_count} times or more before the end of "
-            f"sequences, got {len(frequent)} in {len(user_ids)} sequences; lower --min-count?"
-        )
-    index = np.full(len(tokens), OOV_INDEX, dtype=np.int64)
-    index[frequent] = np.arange(len(frequent)) + FIRST_TOKEN_INDEX
-    return Sequences(
-        users=[str(user) for user in user_ids],
-        vocabulary=tuple(str(tokens[code]) for code in frequent),
-        items=np.split(index[item_codes], ends[:-1]),
-        n_held_out=n_held_out,
+
+def load(config: NextItemConfig) -> NextItemData:
+    """Read, split and encode the interactions.
+
+    Raises:
+        DataError: If the data cannot be trained on; the message says where and why.
+    """
+    data = find_data(config, INTERACTIONS)
+    features, categorical = _feature_names(config)
+    interactions = read_table(
+        data.table,
+        [name for name in features if name not in categorical],
+        [config.user_col, config.item_col, *categorical],
+        order_by=config.time_column or None,
     )
+    split = leave_one_out(
+        interactions[config.user_col],
+        interactions[config.item_col],
+        min_count=config.min_count,
+        valid_share=config.valid_share,
+        seed=config.seed,
+    )
+    by_user = interactions.groupby(interactions[config.user_col].to_numpy())
+    user_frame = by_user[features].last().loc[list(split.users)]
+    schema = fit_schema(user_frame, features, categorical)
+    return NextItemData(
+        interactions=interactions,
+        split=split,
+        schema=schema,
+        user_frame=user_frame,
+        user_matrix=torch.from_numpy(to_matrix(schema, user_frame)),
+        sha256=data.sha256(interactions),
+    )
+
+
+def _feature_names(config: NextItemConfig) -> tuple[list[str], list[str]]:
+    """Return the names of all user features, and of those that are categories.
+
+    Raises:
+        DataError: If a flag names what it cannot.
+    """
+    features, categorical = split_names(config.user_features), split_names(config.categorical)
+    if not features:
+        raise DataError("--user-features: expected a column or more")
+    if reserved := {FEATURES_KEY, HISTORY_KEY}.intersection(features):
+        raise DataError(
+            f"--user-features {', '.join(reserved)}: request rows use that key for something else; "
+            "rename the column"
+        )
+    if stray := [name for name in categorical if name not in features]:
+        raise DataError(f"--categorical {','.join(stray)}: expected names of --user-features")
+    return features, categorical

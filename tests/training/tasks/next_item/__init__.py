@@ -1,0 +1,1 @@
+"""Tests of next-item data, baselines, losses and evaluation."""
