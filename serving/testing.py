@@ -71,18 +71,19 @@ class Server:
 
 
 @contextmanager
-def running_server(model_store: Path, **env: str) -> Iterator[Server]:
+def running_server(model_store: Path, root: Path = ROOT, /, **env: str) -> Iterator[Server]:
     """Serve the archives of a folder while the block runs.
 
     Args:
         model_store: Folder of the archives; all of them are served.
+        root: Checkout whose code serves them.
         env: Further settings of scripts.serve, such as ``TOKEN_AUTH="1"``.
 
     Raises:
         RuntimeError: If the server does not come up, with what it said.
     """
     with instance_env(model_store, **env) as environment:
-        process = start(environment)
+        process = start(environment, root=root)
         try:
             output = _table(process)
             if not output:
@@ -119,11 +120,11 @@ def instance_env(model_store: Path, **env: str) -> Iterator[dict[str, str]]:
         }
 
 
-def start(env: dict[str, str], *command: str) -> subprocess.Popen[str]:
+def start(env: dict[str, str], *command: str, root: Path = ROOT) -> subprocess.Popen[str]:
     """Start ``python -m scripts.serve``, in a process group of its own as a terminal would."""
     return subprocess.Popen(
         [sys.executable, "-m", "scripts.serve", *command],
-        cwd=ROOT,
+        cwd=root,
         env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
