@@ -18,7 +18,7 @@ CARD_FILE = "card.yaml"
 
 @dataclass(frozen=True)
 class Index:
-    """Where a model's item vectors go.
+    """The Milvus collection of a model's item vectors.
 
     Attributes:
         collection: The alias that callers search; it points at the newest collection.
@@ -49,7 +49,7 @@ class Text(BaseModel):
 
 
 class Card(BaseModel):
-    """``card.yaml``: what a reader should know about a model, and how good it must be.
+    """``card.yaml``: a model's row in the README, and how good the model must be.
 
     Attributes:
         learns: What the model learns.

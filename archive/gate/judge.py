@@ -27,7 +27,7 @@ from training.run import load_script, split_names
 
 @dataclass(frozen=True, kw_only=True)
 class GateConfig(RegistryConfig):
-    """What to judge, on which data and by which limits.
+    """The versions to compare, the data and the limits.
 
     Attributes:
         model: Name of the model.

@@ -1,4 +1,4 @@
-"""What an archive is worth on the test split, and how much each feature adds to it."""
+"""Score an archive on the test split, and measure the importance of its features."""
 
 from __future__ import annotations
 

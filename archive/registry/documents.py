@@ -1,4 +1,4 @@
-"""What the registry records: an entry for each archive, and the aliases of each model."""
+"""The registry's records: an entry for each archive, and the aliases of each model."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RegistryConfig:
-    """Where the registry is.
+    """The place of the registry.
 
     Attributes:
         registry: Folder of the registry; by default REGISTRY, or registry/ if that is not set.

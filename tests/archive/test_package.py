@@ -1,4 +1,4 @@
-"""What goes into an archive, and that a spoiled archive is refused."""
+"""An archive holds what its handler needs, and a spoiled archive is refused."""
 
 from __future__ import annotations
 
