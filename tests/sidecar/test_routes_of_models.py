@@ -8,7 +8,7 @@ import pytest
 import requests
 
 from serving.testing import Server
-from sidecar.http.app import ROUTES
+from sidecar.translate import ROUTES
 from tests.examples import model_names, module
 
 
