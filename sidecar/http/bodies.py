@@ -60,7 +60,7 @@ class PredictRequest(_Body):
     """Rows to score, under either name."""
 
     features_list: list[Any] | None = Field(default=None, examples=[[{"item_ctr": 0.1}]])
-    data: list[Any] | None = Field(default=None, description="The same as features_list.")
+    data: list[Any] | None = Field(default=None, description="Another name of features_list.")
 
 
 class QueryEmbedding(BaseModel):
