@@ -10,7 +10,7 @@ from pathlib import Path
 from bench.measure import COMPARED, Case, Results, Service, Target
 from serving.archive_file import SAMPLE_FILE
 from serving.testing import Server
-from sidecar.http.app import ROUTES
+from sidecar.translate import ROUTES
 
 MEASURED = ("/query_embedding", "/recall")
 MIN_REQUESTS_PER_S = 1_500

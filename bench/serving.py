@@ -50,7 +50,7 @@ from handlers.errors import UserError
 from handlers.signature import GOLDEN_FILE, SIGNATURE_FILE
 from serving.load import generator
 from serving.testing import Server
-from sidecar.http.app import ROUTES
+from sidecar.translate import ROUTES
 from training.artifacts import write_json
 
 MODELS = ("xgb", "deepfm")

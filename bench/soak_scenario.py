@@ -25,19 +25,12 @@ from bench.soak_record import Disturbance, Record
 from handlers.errors import ArchiveError, UserError
 from serving.archive_file import ArchiveFile
 from serving.testing import ROOT, Server
-from sidecar.http.app import ROUTES
+from sidecar.translate import TRANSLATIONS
 from training import artifacts
 
 REQUEST_TIMEOUT_S = 10.0
 RECOVERY_TIMEOUT_S = 60.0
 BODIES_PER_ENDPOINT = 9
-
-# The key under which a route expects the row of its model.
-WRAPPERS = {
-    "/query_embedding": "query_features",
-    "/user_embedding": "user_features",
-    "/item_embedding": "item_features",
-}
 
 logger = logging.getLogger(__name__)
 
@@ -117,10 +110,11 @@ class Scenario:
             path = f"/predictions/{model}"
             bodies = each.requests[:BODIES_PER_ENDPOINT]
             found.append(Endpoint(path, model, server.inference_url + path, bodies))
-        for route, model in ROUTES.items():
+        for route, translation in TRANSLATIONS.items():
+            model = translation.model
             if model in golden:
                 rows = golden[model].rows[:BODIES_PER_ENDPOINT]
-                bodies = [orjson.dumps(_route_body(route, row)) for row in rows]
+                bodies = [orjson.dumps(translation.request(row)) for row in rows]
                 found.append(Endpoint(route, model, server.sidecar_url + route, bodies))
         return found
 
@@ -144,14 +138,6 @@ class Scenario:
         )
         error = None if deploy.returncode == 0 else deploy.stderr.strip().rpartition("\n")[2]
         return Disturbance(at_s, "switch", model, record.now() - at_s, error)
-
-
-def _route_body(route: str, row: Any) -> Any:
-    """Return the body with which a sidecar route takes a row of its model."""
-    if route == "/predict":
-        return {"features_list": [row]}
-    wrapper = WRAPPERS.get(route)
-    return row if wrapper is None or wrapper in row else {wrapper: row}
 
 
 def kill_worker(server: Server, model: str, record: Record) -> Disturbance:

@@ -12,7 +12,7 @@ from functools import partial
 from serving import sidecar_process
 from serving.archive_file import CONFIG_FILE, ArchiveFile
 from serving.client import ModelVersion, TorchServe, TorchServeError
-from serving.process import Child, tail
+from serving.process import ManagedProcess, tail
 from serving.rollout import drain
 from serving.server import load_failure
 from serving.settings import ServeError, Settings
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 async def wait_until_ready(
-    processes: Sequence[Child], settings: Settings, archives: Mapping[str, ArchiveFile]
+    processes: Sequence[ManagedProcess], settings: Settings, archives: Mapping[str, ArchiveFile]
 ) -> list[ModelVersion]:
     """Wait until every model has its workers and the sidecar answers; log each model's time.
 

@@ -1,4 +1,4 @@
-"""Whether the item index that callers search was made by the tower that embeds their queries."""
+"""Check that the item index was made by the training run of the tower that embeds the queries."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tower:
-    """What the signature of a served embedding model says.
+    """A served embedding model, as its signature describes it.
 
     Attributes:
-        model: As in the URL.
-        version: As in the URL.
-        space_id: Of its vectors.
-        collection: The alias under which the items of that space are searched.
+        model: The model's name in URLs.
+        version: The version's name in URLs.
+        space_id: Space of its vectors.
+        collection: Alias of the collection with the items of that space.
     """
 
     model: str
@@ -30,7 +30,7 @@ class Tower:
 
 
 def towers(signatures: Iterable[Mapping[str, Any]]) -> list[Tower]:
-    """The towers among the models that these signatures describe."""
+    """Return the towers among the models of these signatures."""
     return [
         Tower(s["model_name"], s["model_version"], s["space_id"], s["collection"])
         for s in signatures
@@ -40,14 +40,14 @@ def towers(signatures: Iterable[Mapping[str, Any]]) -> list[Tower]:
 
 @contextmanager
 def connected(uri: str) -> Iterator[MilvusClient]:
-    """A client of a Milvus.
+    """Connect to a Milvus.
 
     Args:
-        uri: A file of Milvus Lite or the address of a server, whose token is MILVUS_TOKEN.
+        uri: A file of Milvus Lite, or the address of a server, whose token is MILVUS_TOKEN.
 
     Raises:
-        MilvusException: It cannot be reached.
-        ValueError: The address is none.
+        MilvusException: If it cannot be reached.
+        ValueError: If the address is invalid.
     """
     from pymilvus import MilvusClient
 
@@ -59,7 +59,7 @@ def connected(uri: str) -> Iterator[MilvusClient]:
         if "://" not in uri:
             from milvus_lite.server_manager import server_manager_instance
 
-            # Else its threads go on in this process, and hold the file that others need.
+            # Otherwise its threads stay in this process and hold the file that others need.
             server_manager_instance.release_server(uri)
 
 
@@ -67,13 +67,13 @@ def mismatches(uri: str, served: Iterable[Tower]) -> list[str]:
     """Compare served towers with a Milvus.
 
     Args:
-        uri: As for `connected`.
+        uri: File or address, as for `connected`.
         served: Towers of the default versions.
 
     Returns:
-        A sentence for each tower whose live collection is of another space, or is not there.
+        A sentence for each tower whose live collection has another space, or does not exist.
     """
-    try:  # only who has an index needs the library
+    try:  # an optional library, needed only with an index
         from pymilvus import MilvusException
     except ImportError:
         return ["INDEX_URI is set, and pymilvus is not installed; run: make index"]
@@ -90,6 +90,10 @@ def mismatches(uri: str, served: Iterable[Tower]) -> list[str]:
                         f"{tower.model} {tower.version} embeds in space {tower.space_id}, "
                         f"{tower.collection} holds {live or 'nothing'}; run: make index"
                     )
-    except (MilvusException, OSError, ValueError) as error:  # the last for a port of letters
+    except (
+        MilvusException,
+        OSError,
+        ValueError,
+    ) as error:  # ValueError: an invalid port
         found.append(f"INDEX_URI={uri}: cannot be read: {error}")
     return found

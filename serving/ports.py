@@ -1,4 +1,4 @@
-"""Ports: whether they are free, and who has them if not."""
+"""Ports: whether they are free, and which process uses them otherwise."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from serving.settings import ServeError, Settings
 
 
 def check_ports(settings: Settings) -> None:
-    """Find out whether the instance can listen.
+    """Check that a server can listen on its ports.
 
     Raises:
-        ServeError: If it cannot, naming the port and who has it.
+        ServeError: If it cannot, naming the port and the process that uses it.
     """
     for name, host, port in settings.addresses:
         with socket.socket() as probe:
@@ -30,7 +30,7 @@ def check_ports(settings: Settings) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody listens on."""
+    """Return free ports of the loopback."""
     with ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:

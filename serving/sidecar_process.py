@@ -11,14 +11,14 @@ from typing import Any
 
 import aiohttp
 
-from serving.process import Child
+from serving.process import ManagedProcess
 from serving.settings import ROOT, Settings
 
 REQUEST_TIMEOUT_S = 5.0
 STOP_TIMEOUT_S = 12.0  # the sidecar allows 10 for requests in flight
 
 
-def launch(settings: Settings, models: Sequence[str]) -> Child:
+def launch(settings: Settings, models: Sequence[str]) -> ManagedProcess:
     """Start the sidecar of a server.
 
     Args:
@@ -40,7 +40,9 @@ def launch(settings: Settings, models: Sequence[str]) -> Child:
         }
     )
     command = [sys.executable, "-m", "sidecar"]
-    return Child.start("the sidecar", command, settings.sidecar_log, cwd=ROOT, env=environment)
+    return ManagedProcess.start(
+        "the sidecar", command, settings.sidecar_log, cwd=ROOT, env=environment
+    )
 
 
 async def healthy(settings: Settings) -> bool:
@@ -68,14 +70,14 @@ async def _get(settings: Settings, path: str) -> tuple[int, Any]:
         return response.status, await response.json()
 
 
-def stop(sidecar: Child) -> None:
+def stop(sidecar: ManagedProcess) -> None:
     """Let the sidecar finish the requests in flight and exit."""
     sidecar.process.terminate()
     with suppress(subprocess.TimeoutExpired):
         sidecar.process.wait(STOP_TIMEOUT_S)
 
 
-def terminate(sidecar: Child) -> None:
+def terminate(sidecar: ManagedProcess) -> None:
     """Kill the sidecar."""
     sidecar.process.kill()
     sidecar.process.wait()

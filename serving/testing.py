@@ -1,4 +1,4 @@
-"""Real TorchServe for tests and benchmarks: a server of its own, on free ports of the loopback."""
+"""Real TorchServe for tests and benchmarks: each server on free ports of the loopback."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from handlers.signature import Signature, sha256
 from serving.ports import free_ports
@@ -27,12 +27,12 @@ CONFIG = "minWorkers: 1\nmaxWorkers: 1\nbatchSize: 8\nmaxBatchDelay: 1\n"
 
 @dataclass(frozen=True)
 class Server:
-    """A running instance of ``python -m scripts.serve``.
+    """A running server, started by ``python -m scripts.serve``.
 
     Attributes:
-        process: Of scripts.serve.
-        env: The environment that tells the other commands which instance is meant.
-        output: The table that it printed when everything was READY.
+        process: Process of scripts.serve.
+        env: Environment by which the other commands find this server.
+        output: Table that it printed when everything was READY.
     """
 
     process: subprocess.Popen[str]
@@ -41,22 +41,22 @@ class Server:
 
     @property
     def inference_url(self) -> str:
-        """Base of /ping and /predictions."""
+        """Base URL of /ping and /predictions."""
         return f"http://127.0.0.1:{self.env['INFERENCE_PORT']}"
 
     @property
     def management_url(self) -> str:
-        """Base of /models."""
+        """Base URL of /models."""
         return f"http://127.0.0.1:{self.env['MANAGEMENT_PORT']}"
 
     @property
     def metrics_url(self) -> str:
-        """Base of /metrics."""
+        """Base URL of /metrics."""
         return f"http://127.0.0.1:{self.env['METRICS_PORT']}"
 
     @property
     def sidecar_url(self) -> str:
-        """Base of the sidecar's routes."""
+        """Base URL of the sidecar's routes."""
         return f"http://127.0.0.1:{self.env['SIDECAR_PORT']}"
 
     @property
@@ -66,7 +66,7 @@ class Server:
 
     @property
     def run_folder(self) -> Path:
-        """Where it keeps its sockets, unpacked archives and tokens while it runs."""
+        """Folder of its sockets, unpacked archives and tokens while it runs."""
         return self.temp_folder / f"recmar-{self.env['INFERENCE_PORT']}"
 
 
@@ -80,19 +80,19 @@ def running_server(model_store: Path, root: Path = ROOT, /, **env: str) -> Itera
         env: Further settings of scripts.serve, such as ``TOKEN_AUTH="1"``.
 
     Raises:
-        RuntimeError: If the server does not come up, with what it said.
+        RuntimeError: If the server does not start, with its messages.
     """
     with instance_env(model_store, **env) as environment:
         process = start(environment, root=root)
         try:
-            output = _table(process)
+            output = _table(process.stdout)
             if not output:
                 raise RuntimeError(f"scripts.serve: {process.communicate()[1]}")
             yield Server(process, environment, output)
         finally:
             process.send_signal(signal.SIGINT)
             time.sleep(0.1)
-            process.send_signal(signal.SIGINT)  # at once: the block has had its answers
+            process.send_signal(signal.SIGINT)  # without draining: the block has its responses
             try:
                 process.communicate(timeout=STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
@@ -102,8 +102,8 @@ def running_server(model_store: Path, root: Path = ROOT, /, **env: str) -> Itera
 
 @contextmanager
 def instance_env(model_store: Path, **env: str) -> Iterator[dict[str, str]]:
-    """The environment of an instance with ports and a temporary folder of its own."""
-    # Not pytest's tmp_path: a socket's path has to stay below 108 bytes.
+    """Create the environment of a server with its own ports and temporary folder."""
+    # Not pytest's tmp_path: the path of a socket must stay below 108 bytes.
     with tempfile.TemporaryDirectory(prefix="recmar-", ignore_cleanup_errors=True) as folder:
         inference, management, metrics, sidecar = free_ports(4)
         yield {
@@ -121,7 +121,7 @@ def instance_env(model_store: Path, **env: str) -> Iterator[dict[str, str]]:
 
 
 def start(env: dict[str, str], *command: str, root: Path = ROOT) -> subprocess.Popen[str]:
-    """Start ``python -m scripts.serve``, in a process group of its own as a terminal would."""
+    """Start ``python -m scripts.serve`` in its own process group, as a terminal does."""
     return subprocess.Popen(
         [sys.executable, "-m", "scripts.serve", *command],
         cwd=root,
@@ -133,11 +133,10 @@ def start(env: dict[str, str], *command: str, root: Path = ROOT) -> subprocess.P
     )
 
 
-def _table(process: subprocess.Popen[str]) -> str:
-    # Written in one piece once all models are READY; nothing is written before it.
-    assert process.stdout is not None
+def _table(stdout: IO[str] | None) -> str:
+    # It is written in one piece once all models are READY, and nothing before it.
     lines = []
-    while line := process.stdout.readline().strip():
+    while line := stdout.readline().strip() if stdout else "":
         lines.append(line)
     return "\n".join(lines)
 
@@ -151,7 +150,7 @@ def make_archive(
     config: str = CONFIG,
     golden: str = "",
 ) -> Path:
-    """Package a handler's source as an archive that passes the checks of the real ones."""
+    """Package a handler's source as an archive that passes the same checks as a real one."""
     files = {
         f"{name}_handler.py": handler,
         "model-config.yaml": config,
@@ -186,9 +185,9 @@ def make_archive(
 
 
 def numbers(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every number of a JSON value with its path, to compare ``dict(numbers(a)) == close(b)``.
+    """Yield every number of a JSON value with its path; a text becomes a part of its path.
 
-    A text is a part of its path.
+    To compare values: ``dict(numbers(a)) == close(b)``.
     """
     items: Iterable[tuple[Any, Any]]
     if isinstance(value, dict):

@@ -1,1 +1,1 @@
-"""The routes that the Go services call, translated to TorchServe's predictions and back."""
+"""The sidecar: routes next to TorchServe, each translated to a model's predictions and back."""

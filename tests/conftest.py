@@ -1,4 +1,4 @@
-"""What the tests share: every model trained tiny, its archive, one TorchServe that serves all."""
+"""Shared fixtures: a tiny training run of every model, its archive, one TorchServe for all."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ STATUS = pytest.StashKey[int]()
 
 
 def pytest_configure() -> None:
-    """End on SIGTERM as on Ctrl-C, so that fixtures stop what they started."""
+    """Treat SIGTERM as Ctrl-C, so that fixtures stop their processes."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Keep the status for the end."""
+    """Keep the exit status for `pytest_unconfigure`."""
     session.config.stash[STATUS] = int(exitstatus)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """End here: a thread of one of so many native libraries may hang the interpreter's end."""
+    """Exit here: threads of native libraries may hang the shutdown of the interpreter."""
     if STATUS in config.stash:
         atexit._run_exitfuncs()
         sys.stdout.flush()
@@ -49,7 +49,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def lacking(part: str) -> NoReturn:
-    """Skip a test for a part that this machine lacks; on CI that is a failure."""
+    """Skip a test because this machine lacks a part; on CI, fail."""
     if os.environ.get("CI") == "true":
         pytest.fail(part)
     pytest.skip(part)
@@ -57,7 +57,7 @@ def lacking(part: str) -> NoReturn:
 
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Example], Path]:
-    """The training data of an example, written once."""
+    """Write the training data of an example once; return its folder."""
 
     @cache
     def write(write_data: Callable[[Path], None]) -> Path:
@@ -72,7 +72,7 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Example],
 def artifact_folder(
     tmp_path_factory: pytest.TempPathFactory, data_folder: Callable[[Example], Path]
 ) -> Callable[[Example], Path]:
-    """The artifact folder of an example, trained once; models of one training run share it."""
+    """Train an example once; return the artifact folder, which models of one run share."""
     root = tmp_path_factory.mktemp("artifacts")
 
     def make(example: Example) -> Path:
@@ -90,7 +90,7 @@ def artifact_folder(
 def archive_file(
     tmp_path_factory: pytest.TempPathFactory, artifact_folder: Callable[[Example], Path]
 ) -> Callable[[Example], Path]:
-    """The .mar of an example, packaged once."""
+    """Package an example once; return the .mar."""
     root = tmp_path_factory.mktemp("archives")
 
     @cache
@@ -108,7 +108,7 @@ def archive_file(
 def server(
     tmp_path_factory: pytest.TempPathFactory, archive_file: Callable[[Example], Path]
 ) -> Iterator[Server]:
-    """TorchServe with all examples, each under its own version."""
+    """Serve all examples, each under its own version."""
     try:
         torchserve.java()
     except ServeError as error:
@@ -137,7 +137,7 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An empty bucket, reached with what the environment says."""
+    """Create an empty bucket, and set the environment to reach it."""
     for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": s3_endpoint}.items():
         monkeypatch.setenv(name, value)
     name = f"bucket-{uuid.uuid4().hex}"
@@ -146,7 +146,7 @@ def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def register(server: Server, mar: Path, **params: str) -> requests.Response:
-    """Load an archive of the server's model store into it, with one worker."""
+    """Load an archive of a server's model store with one worker."""
     return requests.post(
         f"{server.management_url}/models",
         params={"url": mar.name, "initial_workers": "1", "synchronous": "true", **params},
@@ -156,6 +156,6 @@ def register(server: Server, mar: Path, **params: str) -> requests.Response:
 
 @pytest.fixture(params=examples(), ids=str)
 def example(request: pytest.FixtureRequest) -> Example:
-    """Each example of each model in turn."""
+    """Return each example of each model in turn."""
     found: Example = request.param
     return found

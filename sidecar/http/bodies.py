@@ -1,7 +1,6 @@
 """The bodies of the routes.
 
-What a feature may be is the model's to say: its schema travels in its archive, so features pass
-as they came.
+Features pass unchecked: their schema travels in the model's archive, and the model checks them.
 """
 
 from __future__ import annotations
@@ -13,17 +12,16 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving.rollout import Rollout
+from sidecar.translate import DEFAULT_TOP_K, MAX_TOP_K
 
 MAX_SHOWN = 60  # characters of a value in a message
-DEFAULT_TOP_K = 20
-MAX_TOP_K = 500
 
 Features = dict[str, Any]
 Id = str | int
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(strict=True)  # "5" and true are no numbers
+    model_config = ConfigDict(strict=True)  # reject "5" and true as numbers
 
 
 class QueryRequest(_Body):
@@ -50,7 +48,7 @@ class ItemRequest(_Body):
 
 
 class RecallRequest(_Body):
-    """A user whose nearest items are wanted."""
+    """A user to recall the nearest items of."""
 
     user_id: Id = Field(examples=["user_1"])
     top_k: int | None = Field(
@@ -59,10 +57,10 @@ class RecallRequest(_Body):
 
 
 class PredictRequest(_Body):
-    """Rows to score, under either of the two names."""
+    """Rows to score, under either name."""
 
     features_list: list[Any] | None = Field(default=None, examples=[[{"item_ctr": 0.1}]])
-    data: list[Any] | None = Field(default=None, description="The same as features_list.")
+    data: list[Any] | None = Field(default=None, description="Another name of features_list.")
 
 
 class QueryEmbedding(BaseModel):
@@ -98,13 +96,13 @@ class Predictions(BaseModel):
 
 
 class Reload(BaseModel):
-    """The versions before and after, by model."""
+    """The versions before and after the reload, by model."""
 
     models: dict[str, Rollout]
 
 
 class Problem(BaseModel):
-    """Why there is no answer."""
+    """The reason of a failure."""
 
     detail: str
 
@@ -116,15 +114,15 @@ _WORDS = {
     "string_type": "a string",
     "int_type": "an integer",
 }
-_CONTAINERS: dict[Any, str] = {dict: "an object", list: "a list"}  # may be too deep to write out
+_CONTAINERS: dict[Any, str] = {dict: "an object", list: "a list"}  # may be too deep to be written
 
 
 def explain(errors: Sequence[Any]) -> str:
-    """Say where a body is wrong, what was expected and what came.
+    """Describe the first error of a body: where it is, what was expected and what came.
 
     Args:
-        errors: As pydantic and FastAPI list them, at least one. The members of a union that were
-            tried in vain have one each.
+        errors: Errors as pydantic and FastAPI list them, at least one. Each member of a union
+            that does not match has its own.
     """
     first = errors[0]
     kind, path = first["type"], _path(first["loc"])
@@ -133,7 +131,7 @@ def explain(errors: Sequence[Any]) -> str:
     if kind == "missing":
         return f"{path}: expected {'an object' if path == 'body' else 'it in the body'}, got none"
     got = first["input"]
-    if isinstance(got, bytes):  # FastAPI parses JSON only if it is announced as such
+    if isinstance(got, bytes):  # FastAPI parses the body only if its type is JSON
         return "body: expected JSON, got another type; send Content-Type: application/json"
     words = [_WORDS.get(e["type"], e["msg"]) for e in errors if _path(e["loc"]) == path]
     shown = _CONTAINERS.get(type(got)) or orjson.dumps(got).decode()
@@ -143,7 +141,7 @@ def explain(errors: Sequence[Any]) -> str:
 
 
 def _path(location: Sequence[str | int]) -> str:
-    """``("body", "history_item_ids", 3, "str")`` -> ``history_item_ids[3]``; str is the type."""
+    """Convert ``("body", "history_item_ids", 3, "str")`` to ``history_item_ids[3]``."""
     name = location[1] if len(location) > 1 else "body"
     indices = "".join(f"[{part}]" for part in location[2:] if isinstance(part, int))
     return f"{name}{indices}"

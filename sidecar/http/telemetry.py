@@ -1,4 +1,4 @@
-"""What an operator sees of the requests: a log line of JSON and Prometheus series for each."""
+"""Log lines and Prometheus series of the requests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from handlers.logs import JsonFormatter
 from serving.client import REQUEST_ID, request_id_of_caller
 
 MAX_REQUEST_ID = 200  # TorchServe refuses headers of more than 8 kB
-# A prediction takes 1 to 10 ms; the callers' time-outs are below 10 s.
+# A prediction takes 1 to 10 ms; callers time out within 10 s.
 LATENCY_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 logger = logging.getLogger(__name__)
@@ -34,12 +34,12 @@ class Metrics:
     """The series of one sidecar.
 
     Attributes:
-        registry: Holds them.
-        requests: Answered, by route and status.
-        latency_s: By route.
-        reloads: By model and outcome.
-        ready_workers: By model and version.
-        index_mismatches: As /health lists them; 0 without an index.
+        registry: Registry that holds the series.
+        requests: Answered requests, by route and status.
+        latency_s: Latencies, by route.
+        reloads: Reloads, by model and outcome.
+        ready_workers: READY workers, by model and version.
+        index_mismatches: Number of mismatches that /health lists; 0 without an index.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class Metrics:
         )
 
     def request_counts(self) -> dict[str, dict[str, int]]:
-        """Number of requests by route and status."""
+        """Return the number of requests by route and status."""
         counts: dict[str, dict[str, int]] = {}
         for series in self.requests.collect():
             for sample in series.samples:
@@ -84,13 +84,13 @@ class Metrics:
 
 
 class Telemetry:
-    """ASGI middleware: gives each request its id, counts it and logs it.
+    """ASGI middleware that gives each request an id, counts it and logs it.
 
     Args:
-        app: What answers.
-        metrics: Where it counts.
-        models: The model behind each route that has one.
-        versions: The version by which each model answers.
+        app: App that answers the requests.
+        metrics: Series to count in.
+        models: Model behind each route that has one.
+        versions: Default version of each model.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Telemetry:
         start = time.perf_counter()
         request_id = Headers(scope=scope).get(REQUEST_ID, "")[:MAX_REQUEST_ID] or uuid4().hex
         request_id_of_caller.set(request_id)
-        status = 500  # what the server answers when the app raises
+        status = 500  # the status if the app raises
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -126,7 +126,7 @@ class Telemetry:
             await self._app(scope, receive, send_with_id)
         finally:
             latency_s = time.perf_counter() - start
-            # Not the path: a series for each path that somebody makes up would fill the memory.
+            # Not the path: series for invented paths would fill the memory.
             route = getattr(scope.get("route"), "path", "unknown")
             self._metrics.requests.labels(route, status).inc()
             self._metrics.latency_s.labels(route).observe(latency_s)

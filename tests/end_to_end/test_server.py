@@ -1,4 +1,4 @@
-"""The models end to end: real TorchServe, their real archives, many callers at once."""
+"""The models end to end: real TorchServe, real archives, many concurrent callers."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def predict(server: Server, path: str, data: Any) -> Any:
 
 
 def workers(server: Server, model: str) -> list[dict[str, Any]]:
-    """The workers of a model's default version, as the management API tells."""
-    [told] = requests.get(f"{server.management_url}/models/{model}", timeout=10).json()
-    found: list[dict[str, Any]] = told["workers"]
+    """Return the workers of a model's default version, as the management API lists them."""
+    [described] = requests.get(f"{server.management_url}/models/{model}", timeout=10).json()
+    found: list[dict[str, Any]] = described["workers"]
     return found
 
 
@@ -73,8 +73,8 @@ def test_version_in_the_query_string_is_ignored(server: Server) -> None:
 @pytest.mark.parametrize("example", examples(), ids=str)
 def test_describe_returns_the_signature(server: Server, example: Example) -> None:
     url = f"{server.management_url}/models/{example.model}/{example.version}"
-    [told] = requests.get(url, params={"customized": "true"}, timeout=30).json()
-    signature = told["customizedMetadata"]
+    [described] = requests.get(url, params={"customized": "true"}, timeout=30).json()
+    signature = described["customizedMetadata"]
     assert signature["model_name"] == example.model
     assert signature["model_version"] == example.version
     assert [feature["name"] for feature in signature["features"]]
@@ -94,7 +94,7 @@ def test_answer_is_compact_json(server: Server) -> None:
 def test_every_concurrent_caller_gets_its_own_answer(
     server: Server, model: str, artifact_folder: Callable[[Example], Path]
 ) -> None:
-    """Good and bad requests share batches; each one's content shows in its answer."""
+    """Good and bad requests share batches; each response shows the content of its request."""
     [example, *_] = module(model).EXAMPLES
     rows = example.rows
     offline = example.offline(artifact_folder(example), rows)
@@ -133,7 +133,7 @@ def test_both_workers_are_used(server: Server) -> None:
 
 @contextmanager
 def steady_load(server: Server, model: str, callers: int) -> Iterator[list[int]]:
-    """Call a model without a pause while the block runs; yields the statuses so far."""
+    """Keep calling a model while the block runs; yields the statuses so far."""
     statuses: list[int] = []
     stop = threading.Event()
     url = f"{server.inference_url}/predictions/{model}"

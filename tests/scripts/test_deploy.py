@@ -36,7 +36,7 @@ MODEL = "deployed"
 CONNECTIONS = 32
 SWITCHES = 20
 
-# Adds its version's number to a row's x.
+# Scores a row by its x plus the version's number.
 STAND_IN = """
 import json
 import logging
@@ -62,14 +62,14 @@ NUMBERS = {"v1": 100, "v2": 200, "v3": 300}
 ROWS = [{"x": x} for x in range(4)]
 
 
-# What is loaded, the default first; what the next start serves; aliases; files of the store.
+# Loaded versions, default first; version of the next start; aliases; files of the store.
 Deployed = tuple[list[str], str, dict[str, str], list[str]]
 
 
 def archive(
     folder: Path, version: str, number: int, at_load: str = "pass", at_call: str = "pass"
 ) -> Path:
-    """An archive that adds a number; its golden rows say that this is ``NUMBERS[version]``."""
+    """Make an archive that adds a number; its golden rows expect ``NUMBERS[version]``."""
     folder.mkdir(exist_ok=True)
     golden = {"rows": ROWS, "predictions": [NUMBERS[version] + row["x"] for row in ROWS]}
     source = STAND_IN.format(number=number, at_load=at_load, at_call=at_call)
@@ -78,11 +78,11 @@ def archive(
 
 @dataclass(frozen=True)
 class World:
-    """A server of v1, which the registry knows as it knows v2.
+    """A server of v1, and a registry of v1 and v2.
 
     Attributes:
-        server: Asks for tokens.
-        registry: In a folder of its own.
+        server: Server that requires tokens.
+        registry: Registry in its own folder.
     """
 
     server: Server
@@ -95,7 +95,7 @@ class World:
 
     @property
     def flags(self) -> list[str]:
-        """Of the command, but for what it should do."""
+        """Flags of the command that name the server and the registry."""
         return [
             *("--model", MODEL, "--registry", str(self.registry.folder)),
             *("--service-url", self.server.management_url),
@@ -110,19 +110,19 @@ class World:
         return deploy.main([*self.flags, *flags])
 
     def deployed(self) -> Deployed:
-        """What is deployed."""
+        """Return what is deployed."""
         stored = verify_archive(self.store / f"{MODEL}.mar").model_version
         files = sorted(path.name for path in self.store.iterdir())
         return versions(self.server), stored, self.registry.aliases(MODEL), files
 
 
 def deployed(version: str, **aliases: str) -> Deployed:
-    """What a deploy leaves."""
+    """Return what is deployed after a deploy."""
     return [version], version, {"champion": version, **aliases}, [f"{MODEL}.mar"]
 
 
 def token(server: Server, key: str) -> dict[str, str]:
-    """The header that a server asks for, if it does."""
+    """Return the header that a server requires, if any."""
     key_file = server.run_folder / "key_file.json"
     if not key_file.exists():
         return {}
@@ -130,15 +130,15 @@ def token(server: Server, key: str) -> dict[str, str]:
 
 
 def versions(server: Server) -> list[str]:
-    """Versions that are loaded, the default one first."""
+    """Return the loaded versions, the default one first."""
     url = f"{server.management_url}/models/{MODEL}"
 
-    def told(path: str) -> list[str]:
+    def listed(path: str) -> list[str]:
         answer = requests.get(url + path, headers=token(server, "management"), timeout=10)
         return [version["modelVersion"] for version in answer.json()]
 
-    default = told("")
-    return default + sorted(set(told("/all")) - set(default))
+    default = listed("")
+    return default + sorted(set(listed("/all")) - set(default))
 
 
 @pytest.fixture(scope="module")
@@ -151,8 +151,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def world(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    """Whatever the test before left: v1 serves, and is the champion."""
-    # The stand-in answers within milliseconds, so its old version need not be kept for a second.
+    """Make v1 serve and be the champion, whatever the previous test left."""
+    # The stand-in answers within milliseconds: no need to wait for a second.
     monkeypatch.setattr(rollout, "SERVICE_TIME_S", 0.2)
     world = World(server, Registry(tmp_path / "registry"))
     for version in ("v1", "v2"):
@@ -167,12 +167,12 @@ def world(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wo
 
 @dataclass
 class Load:
-    """What the callers got.
+    """The callers' results.
 
     Attributes:
-        n_answers: By the version that answered.
-        wrong: Answers that are of no version, or failed.
-        current: The version that answers requests from now on, once a deploy is done.
+        n_answers: Number of responses, by the version that answered.
+        wrong: Responses of no version, and failures.
+        current: Version that must answer from now on, once a deploy is done.
     """
 
     n_answers: Counter[str] = field(default_factory=Counter)
@@ -224,10 +224,10 @@ class Fault:
     """A version that must not be served.
 
     Attributes:
-        message: What the command says of it.
-        number: What it adds to a row's x; its golden rows say 300.
-        at_load: A statement of its handler when it loads.
-        at_call: The same when it is called.
+        message: Message of the command.
+        number: Number that it adds to a row's x; its golden rows expect 300.
+        at_load: Statement that its handler runs at load.
+        at_call: Statement that its handler runs at each call.
     """
 
     message: str
@@ -249,7 +249,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_broken_version_does_not_stay(
+def test_broken_version_is_removed(
     world: World,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -273,9 +273,9 @@ def test_shadow_compares_and_leaves_everything_as_it_was(
 ) -> None:
     before = world.deployed()
     assert world.deploy("--version", "v2", "--shadow") == 0
-    told = capsys.readouterr().out
-    assert re.search(r"score difference, max +100\.0", told)
-    assert re.search(r"Kendall tau +1\.000", told)
+    printed = capsys.readouterr().out
+    assert re.search(r"score difference, max +100\.0", printed)
+    assert re.search(r"Kendall tau +1\.000", printed)
     assert world.deployed() == before
 
 
@@ -287,7 +287,7 @@ def test_rollback_takes_one_command(world: World) -> None:
 
 @contextmanager
 def watching(world: World) -> Iterator[subprocess.Popen[str]]:
-    """The command that deploys v2, at the moment when v2 has become the default."""
+    """Start a deploy of v2; the block runs once v2 has become the default."""
     command = [sys.executable, "-m", "scripts.deploy", *world.flags]
     with subprocess.Popen(
         [*command, "--version", "v2", "--watch-s", "60"],
@@ -382,8 +382,8 @@ def test_two_hosts_switch_together_or_not_at_all(
         (other.run_folder / "broken").touch()
         assert deploy_to_both() == 1
         assert f"{world.server.management_url}: watched" in caplog.text
-        told = capsys.readouterr().err
-        assert f"{other.management_url}: load: deployed v3: a worker died" in told
+        printed = capsys.readouterr().err
+        assert f"{other.management_url}: load: deployed v3: a worker died" in printed
         assert (world.deployed(), versions(other)) == (before, ["v1"])
         (other.run_folder / "broken").unlink()
         assert deploy_to_both() == 0
@@ -406,7 +406,7 @@ def test_two_hosts_switch_together_or_not_at_all(
             (0.0, 0.0, 1.0, 1.0),
         ),
         ("object", [[{"a": 1.0}, {"a": 2.0}]], [[{"a": 4.0}, {"a": 2.0}]], (1.5, 3.0, 0.0, -1.0)),
-        (  # other tasks
+        (  # tasks that only one version has
             "object",
             [[{"a": 1.0, "b": 0.0}, {"a": 2.0, "b": 1.0}]],
             [[{"c": 0.0, "a": 4.0}, {"c": 1.0, "a": 2.0}]],
@@ -442,7 +442,7 @@ def test_the_distance_of_two_versions(
         (["--service-url", "http://a:1", "http://a:2"], "--inference-url: expected a URL"),
     ],
 )
-def test_a_mistake_is_explained(
+def test_invalid_flag_is_explained(
     world: World, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
     before = world.deployed()
@@ -451,31 +451,31 @@ def test_a_mistake_is_explained(
     assert world.deployed() == before
 
 
-def test_a_tunnel_needs_to_know_where_callers_come_in(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tunnel_needs_an_inference_url(capsys: pytest.CaptureFixture[str]) -> None:
     assert deploy.main(["--model", MODEL, "--service-url", "http://127.0.0.1:18081"]) == 1
     assert "http://127.0.0.1:18081: where do its callers reach it?" in capsys.readouterr().err
 
 
-def test_a_line_that_is_no_request_is_named(tmp_path: Path) -> None:
+def test_line_that_is_not_a_request_is_named(tmp_path: Path) -> None:
     path = tmp_path / "requests.jsonl"
     path.write_text('{"data": [{}]}\n{"rows": []}\n')
     with pytest.raises(RequestsError, match=r"requests.jsonl:2: expected .* got '\{\"rows"):
         read_requests(path)
 
 
-def test_while_one_deploys_others_are_refused(
+def test_concurrent_deploy_and_reload_are_refused(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with rollout.changing(world.store):
         assert world.deploy("--version", "v2") == 1
         reload = requests.post(f"{world.server.sidecar_url}/reload", timeout=10)
     assert reload.status_code == 409
-    for told in (capsys.readouterr().err, reload.json()["detail"]):
-        assert "another deploy or reload is under way" in told
+    for message in (capsys.readouterr().err, reload.json()["detail"]):
+        assert "another deploy or reload is under way" in message
 
 
-def test_a_load_that_is_interrupted_is_taken_back_after_it_was_carried_out(tmp_path: Path) -> None:
-    """TorchServe goes on with a request that its caller broke off."""
+def test_interrupted_load_is_undone_after_it_has_completed(tmp_path: Path) -> None:
+    """TorchServe completes a request that its caller broke off."""
     done: list[str] = []
 
     class SlowTorchServe:

@@ -1,4 +1,4 @@
-"""scripts.serve against real TorchServe, with handlers that do next to nothing."""
+"""scripts.serve with real TorchServe and trivial handlers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,9 @@ import psutil
 import pytest
 import requests
 
-from serving import process as child
-from serving import run_folder as instance
+from serving import run_folder, testing
 from serving import server as torchserve
-from serving import testing as serving
-from serving.process import Child
+from serving.process import ManagedProcess
 from serving.settings import ServeError, Settings
 from serving.testing import Server, make_archive, running_server
 
@@ -69,15 +67,15 @@ def server(model_store: Path) -> Iterator[Server]:
 
 
 def run(env: dict[str, str], *command: str) -> tuple[int, str, str]:
-    """Run scripts.serve to its end and return its exit code, stdout and stderr."""
-    process = serving.start(env, *command)
+    """Run scripts.serve until it exits; return its exit code, stdout and stderr."""
+    process = testing.start(env, *command)
     stdout, stderr = process.communicate(timeout=90)
     return process.returncode, stdout, stderr
 
 
 def failed_start(model_store: Path, **env: str) -> str:
-    """Start a server that must refuse, and return what it said."""
-    with serving.instance_env(model_store, **env) as environment:
+    """Start a server that must fail; return its messages."""
+    with testing.instance_env(model_store, **env) as environment:
         code, stdout, stderr = run(environment)
         assert code == 1, stderr
         assert stdout == ""
@@ -87,13 +85,13 @@ def failed_start(model_store: Path, **env: str) -> str:
 
 
 def leftovers(temp_folder: Path) -> list[str]:
-    """What is left of an instance: files other than its log, and processes."""
+    """List what is left of a server: files other than its logs, and processes."""
     files = [str(path) for path in temp_folder.iterdir() if path.name != "logs"]
     return files + [" ".join(process.cmdline()) for process in processes(temp_folder)]
 
 
 def processes(temp_folder: Path) -> list[psutil.Process]:
-    """The Java, worker and sidecar processes of the instances with this TMPDIR."""
+    """Return the Java, worker and sidecar processes of the servers with this TMPDIR."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):  # of another user, or gone
@@ -213,8 +211,8 @@ def test_signal_finishes_requests_in_flight_and_leaves_nothing(
 
 def test_signal_during_start_leaves_nothing(tmp_path: Path) -> None:
     make_archive(tmp_path, "first", HANDLER)
-    with serving.instance_env(tmp_path) as env:
-        process = serving.start(env)
+    with testing.instance_env(tmp_path) as env:
+        process = testing.start(env)
         assert process.stderr is not None
         assert process.stderr.readline().startswith("starting TorchServe")
         time.sleep(0.5)
@@ -224,17 +222,17 @@ def test_signal_during_start_leaves_nothing(tmp_path: Path) -> None:
         process.communicate()
 
 
-def test_workers_that_nobody_waits_for_do_not_keep_the_server(tmp_path: Path) -> None:
-    """As process 1 of a container it inherits the workers of the Java that it killed."""
+def test_zombie_workers_do_not_delay_the_end_of_the_server(tmp_path: Path) -> None:
+    """Process 1 of a container inherits the workers of the Java that it killed."""
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
     try:
         script = "sleep 60 & echo $!; wait"
         log = tmp_path / "log"
-        java = Child.start("Java", ["sh", "-c", script], log, cwd=tmp_path, env=os.environ)
-        while not (told := log.read_text()).endswith("\n"):
+        java = ManagedProcess.start("Java", ["sh", "-c", script], log, cwd=tmp_path, env=os.environ)
+        while not (pid := log.read_text()).endswith("\n"):
             time.sleep(0.01)
-        worker, started = psutil.Process(int(told)), time.monotonic()
+        worker, started = psutil.Process(int(pid)), time.monotonic()
         torchserve.terminate(java)
         assert worker.status() == psutil.STATUS_ZOMBIE
         assert time.monotonic() - started < torchserve.TERMINATE_TIMEOUT_S
@@ -243,7 +241,7 @@ def test_workers_that_nobody_waits_for_do_not_keep_the_server(tmp_path: Path) ->
         libc.prctl(PR_SET_CHILD_SUBREAPER, 0)
 
 
-def test_killed_server_takes_its_children_along_and_its_folder_is_reused(tmp_path: Path) -> None:
+def test_killed_server_leaves_no_processes_and_its_folder_is_reused(tmp_path: Path) -> None:
     make_archive(tmp_path, "first", HANDLER)
     with running_server(tmp_path) as server:
         stale = processes(server.temp_folder)
@@ -260,7 +258,7 @@ def test_killed_server_takes_its_children_along_and_its_folder_is_reused(tmp_pat
 
 
 @pytest.mark.parametrize(("part", "name"), [("java", "TorchServe"), ("python", "the sidecar")])
-def test_server_fails_when_a_part_ends_by_itself(tmp_path: Path, part: str, name: str) -> None:
+def test_server_fails_when_one_of_its_processes_ends(tmp_path: Path, part: str, name: str) -> None:
     make_archive(tmp_path, "first", HANDLER)
     with running_server(tmp_path) as server:
         children = psutil.Process(server.process.pid).children()
@@ -272,16 +270,16 @@ def test_server_fails_when_a_part_ends_by_itself(tmp_path: Path, part: str, name
         assert leftovers(server.temp_folder) == []
 
 
-def test_log_begins_anew_before_it_fills_the_disk(
+def test_log_is_rotated_before_it_fills_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(child, "MAX_LOG_BYTES", 10)
+    monkeypatch.setattr("serving.process.MAX_LOG_BYTES", 10)
     log, gate = tmp_path / "part.log", tmp_path / "gate"
     os.mkfifo(gate)
     command = ["sh", "-c", "echo a long first line; read -r _ < gate; echo second"]
-    part = Child.start("a part", command, log, cwd=tmp_path, env=os.environ)
+    part = ManagedProcess.start("a part", command, log, cwd=tmp_path, env=os.environ)
     try:
-        with gate.open("w"):  # it has reached the gate
+        with gate.open("w"):  # the process has reached the gate
             part.check()
             assert log.read_text() == ""
         part.process.wait(timeout=10)
@@ -329,7 +327,7 @@ def test_worker_that_dies_without_a_traceback_is_reported_too(tmp_path: Path) ->
     assert "it left no traceback; the log ends with:" in stderr
 
 
-def test_setting_that_torchserve_does_not_take_over_is_an_error(tmp_path: Path) -> None:
+def test_setting_that_torchserve_ignores_is_an_error(tmp_path: Path) -> None:
     make_archive(tmp_path, "first", HANDLER, config="batchsize: 32\nmaxBatchDelay: 0\n")
     assert (
         "first 1.0: model-config.yaml: batchsize: expected 32, TorchServe has no such setting; "
@@ -354,7 +352,7 @@ def test_missing_archive_says_how_to_make_it(tmp_path: Path) -> None:
     assert f"{tmp_path} has no archive of deepfm; run: make train archive MODEL=deepfm" in stderr
 
 
-def test_unknown_model_lists_those_there_are(tmp_path: Path) -> None:
+def test_unknown_model_lists_the_known_ones(tmp_path: Path) -> None:
     stderr = failed_start(tmp_path, ENABLED_MODELS="deepfn")
     assert "no model is called deepfn; there are " in stderr
     assert "deepfm" in stderr
@@ -375,7 +373,7 @@ def test_altered_archive_is_refused_before_anything_starts(tmp_path: Path) -> No
 
 def test_long_temporary_folder_is_refused(tmp_path: Path) -> None:
     make_archive(tmp_path, "first", HANDLER)
-    with serving.instance_env(tmp_path) as env:
+    with testing.instance_env(tmp_path) as env:
         folder = Path(env["TMPDIR"]) / ("x" * 80)
         folder.mkdir()
         code, _, stderr = run(env | {"TMPDIR": str(folder)})
@@ -401,15 +399,15 @@ def test_old_java_is_refused(tmp_path: Path) -> None:
         ({"TOKEN_AUTH": "yes"}, "TOKEN_AUTH=yes: expected 0 or 1"),
     ],
 )
-def test_senseless_setting_is_refused(env: dict[str, str], complaint: str) -> None:
+def test_invalid_setting_is_refused(env: dict[str, str], complaint: str) -> None:
     with pytest.raises(ServeError, match=complaint):
         Settings.from_env(env)
 
 
-def test_folder_of_another_kind_is_not_claimed(tmp_path: Path) -> None:
+def test_symbolic_link_is_not_claimed(tmp_path: Path) -> None:
     (tmp_path / "recmar-1").symlink_to(tmp_path)
     with (
         pytest.raises(ServeError, match="expected a folder of yours"),
-        instance.claim(tmp_path / "recmar-1"),
+        run_folder.claim(tmp_path / "recmar-1"),
     ):
         pass

@@ -1,4 +1,4 @@
-"""Real databases for tests: servers of their own, on free ports, in temporary folders."""
+"""Real databases for tests, on free ports and in temporary folders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import psycopg
 import pymysql
 
 from serving.ports import free_ports
-from serving.process import Child
+from serving.process import ManagedProcess
 from serving.testing import ROOT
 from tests.services.s3 import START_TIMEOUT_S, STOP_TIMEOUT_S, wait_until_listening
 
@@ -30,7 +30,7 @@ SEARCH_PATH = os.pathsep.join(
 
 
 class NotInstalledError(Exception):
-    """A server's program is not on this machine."""
+    """A server's program is not installed."""
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def mariadb_server() -> Iterator[int]:
     """Run MariaDB while the block runs, with a database and a user ``reader`` for it.
 
     Yields:
-        Its port.
+        The port.
     """
     install, server = _program("mariadb-install-db"), _program("mariadbd")
     with _folder(getpass.getuser()) as folder:
@@ -62,7 +62,7 @@ def postgres_server() -> Iterator[int]:
     """Run PostgreSQL while the block runs, with a user ``reader`` and a database ``postgres``.
 
     Yields:
-        Its port.
+        The port.
     """
     initdb, server = _program("initdb"), _program("postgres")
     # It refuses to run as root.
@@ -99,7 +99,7 @@ def _wait_until_accepting(port: int) -> None:
 
 @contextmanager
 def _running(name: str, command: Sequence[str], folder: Path, port: int) -> Iterator[None]:
-    server = Child.start(name, command, folder / "log", cwd=ROOT, env=os.environ)
+    server = ManagedProcess.start(name, command, folder / "log", cwd=ROOT, env=os.environ)
     try:
         wait_until_listening(server, port)
         yield
@@ -110,7 +110,7 @@ def _running(name: str, command: Sequence[str], folder: Path, port: int) -> Iter
 
 @contextmanager
 def _folder(owner: str) -> Iterator[Path]:
-    """A temporary folder; pytest's own cannot be entered by another user."""
+    """Create a temporary folder; other users cannot enter pytest's own."""
     with tempfile.TemporaryDirectory(prefix="recmar-db-", ignore_cleanup_errors=True) as folder:
         os.chown(folder, pwd.getpwnam(owner).pw_uid, -1)
         yield Path(folder)

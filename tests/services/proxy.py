@@ -1,4 +1,4 @@
-"""A TCP proxy that breaks connections, to see what a reader makes of it."""
+"""A TCP proxy that breaks connections."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Proxy:
     """A running proxy.
 
     Attributes:
-        port: Where it listens, on the loopback.
-        break_after_bytes: A connection that got so many from the server is broken; None never.
-        breaks_left: It breaks so many connections, and lets the others be.
-        broken: How many it broke.
+        port: Port of the loopback that it listens on.
+        break_after_bytes: Bytes from the server after which it breaks a connection; None for never.
+        breaks_left: Number of connections that it still breaks.
+        broken: Number of connections that it broke.
     """
 
     port: int

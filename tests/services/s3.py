@@ -1,4 +1,4 @@
-"""A real S3 server for tests: a process of its own on a free port of the loopback."""
+"""A real S3 server for tests, on a free port of the loopback."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from serving.ports import free_ports
-from serving.process import Child
+from serving.process import ManagedProcess
 from serving.testing import ROOT
 
 START_TIMEOUT_S = 30.0
@@ -25,17 +25,17 @@ CREDENTIALS = {
 
 @contextmanager
 def s3_server(log: Path) -> Iterator[str]:
-    """Run an S3 server while the block runs; what it stores is gone afterwards.
+    """Run an S3 server, which stores in memory, while the block runs.
 
     Args:
-        log: Takes its output.
+        log: File that receives its output.
 
     Yields:
-        Its URL, for ``AWS_ENDPOINT_URL``; it takes any credentials.
+        The URL, for ``AWS_ENDPOINT_URL``; it accepts any credentials.
     """
     [port] = free_ports(1)
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = Child.start("the S3 server", command, log, cwd=ROOT, env=os.environ)
+    server = ManagedProcess.start("the S3 server", command, log, cwd=ROOT, env=os.environ)
     try:
         wait_until_listening(server, port)
         yield f"http://127.0.0.1:{port}"
@@ -44,8 +44,8 @@ def s3_server(log: Path) -> Iterator[str]:
         server.process.wait(STOP_TIMEOUT_S)
 
 
-def wait_until_listening(server: Child, port: int) -> None:
-    """Wait for a port of the loopback to be open."""
+def wait_until_listening(server: ManagedProcess, port: int) -> None:
+    """Wait until a server listens on a port of the loopback."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while not _listens(port):
         server.check()

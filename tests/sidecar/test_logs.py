@@ -31,7 +31,7 @@ from tests.examples.xgb import DEFAULT
 TIMEOUT_S = 20.0
 POISON = 3
 
-# Answers with the headers that came.
+# Answers with the headers of the request.
 ECHO = """
 import json
 import logging
@@ -47,7 +47,7 @@ class Handler:
 
 
 def failing(mar: Path, target: Path) -> None:
-    """Copy an archive with a handler that fails on requests of POISON rows."""
+    """Copy an archive; its handler then fails on requests of POISON rows."""
     handler = f"{mar.stem}_handler.py"
     with zipfile.ZipFile(mar) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
@@ -67,8 +67,8 @@ class Collector:
     """An OTLP collector.
 
     Attributes:
-        url: Its endpoint.
-        spans: What came, each with the name of its service.
+        url: URL of its endpoint.
+        spans: Received spans, each with the name of its service.
     """
 
     def __init__(self) -> None:
@@ -79,9 +79,9 @@ class Collector:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-                    told = {a.key: a.value.string_value for a in resource.resource.attributes}
+                    names = {a.key: a.value.string_value for a in resource.resource.attributes}
                     for scope in resource.scope_spans:
-                        collector.spans += [(told["service.name"], span) for span in scope.spans]
+                        collector.spans += [(names["service.name"], span) for span in scope.spans]
                 self.send_response(200)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
@@ -93,7 +93,7 @@ class Collector:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def trace(self, trace_id: str, n_spans: int) -> dict[str, Span]:
-        """The spans of a trace by name, once there are so many."""
+        """Wait for a number of spans of a trace; return them by name."""
         found: dict[str, Span] = {}
 
         def arrived() -> bool:
@@ -138,14 +138,14 @@ def server(
 
 
 def lines(log: Path, request_id: str) -> list[dict[str, Any]]:
-    """What a log says of a request."""
+    """Return the lines of a log about a request, once there are any."""
     found: list[dict[str, Any]] = []
 
     def written() -> bool:
         text = log.read_text()
-        # TorchServe lays a line out as time, level, thread | message.
-        told = [line.partition(" | ")[2] or line for line in text.splitlines()]
-        objects = [json.loads(line) for line in told if line.startswith("{")]
+        # TorchServe writes a line as: time, level, thread | message.
+        messages = [line.partition(" | ")[2] or line for line in text.splitlines()]
+        objects = [json.loads(line) for line in messages if line.startswith("{")]
         found[:] = [line for line in objects if line.get("request_id") == request_id]
         return bool(found)
 
@@ -166,8 +166,8 @@ def test_a_fault_in_a_model_is_logged_with_the_id_of_the_request(server: Server)
     [by_worker] = lines(settings.log, "from-a-caller")
     assert "AssertionError: poison" in by_worker.pop("traceback")
     assert by_worker.pop("latency_ms") > 0
-    told = {key: by_worker[key] for key in ("level", "model", "version", "status")}
-    assert told == {"level": "ERROR", "model": "xgb", "version": DEFAULT.version, "status": 500}
+    logged = {key: by_worker[key] for key in ("level", "model", "version", "status")}
+    assert logged == {"level": "ERROR", "model": "xgb", "version": DEFAULT.version, "status": 500}
     [by_sidecar] = lines(settings.sidecar_log, "from-a-caller")
     assert (by_sidecar["model"], by_sidecar["status"]) == ("xgb", 503)
     assert "scoring failed: AssertionError" in by_sidecar["detail"]
@@ -177,7 +177,7 @@ def test_the_sidecars_lines_name_model_and_version(server: Server) -> None:
     log = Settings.from_env(server.env).sidecar_log
     numbers = itertools.count()
 
-    def named() -> bool:  # it asks TorchServe for them every few seconds
+    def named() -> bool:  # the sidecar asks TorchServe for them every few seconds
         request_id = f"named-{next(numbers)}"
         headers = {"X-Request-ID": request_id}
         url = f"{server.sidecar_url}/predict"
@@ -208,7 +208,7 @@ def test_a_trace_goes_through_the_sidecar_to_torchserve(
     assert seen["traceparent"] == f"00-{trace_id}-{outbound.span_id.hex()}-01"
     assert seen["X-Request-ID"] == answer.headers["X-Request-ID"]
     assert {service for service, _ in collector.spans} == {"recmar-sidecar"}
-    # Probes, and what the sidecar asks for itself, would drown the rest.
+    # Probes and the sidecar's own requests are not traced.
     assert {span.name.split()[-1].split("/")[1] for _, span in collector.spans} <= {
         "query_embedding",
         "predict",
@@ -224,7 +224,7 @@ def test_a_trace_goes_through_the_sidecar_to_torchserve(
         ("yaml", None),
     ],
 )
-def test_a_commands_messages_take_the_form_that_log_format_names(
+def test_log_format_decides_the_form_of_a_commands_messages(
     log_format: str, expected: dict[str, str] | None
 ) -> None:
     command = [sys.executable, "-m", "archive.package", "--model", "nothing"]
@@ -239,17 +239,17 @@ def test_a_commands_messages_take_the_form_that_log_format_names(
     *others, last = run.stderr.splitlines()
     message = "no model 'nothing'; there are "
     if expected:
-        told = json.loads(last)
-        assert told.pop("message").startswith(message)
-        assert expected.items() <= told.items()
+        logged = json.loads(last)
+        assert logged.pop("message").startswith(message)
+        assert expected.items() <= logged.items()
     else:
         assert last.startswith(f"error: {message}")
     wrong = ["warning: LOG_FORMAT=yaml: expected text or json; text is used"]
     assert others == (wrong if log_format == "yaml" else [])
 
 
-def test_a_line_of_json_holds_whatever_a_message_holds() -> None:
+def test_json_line_can_hold_any_message() -> None:
     fields = {"path": Path("x"), "id": "\udcff"}
     record = logging.makeLogRecord({"msg": "a\nb \ud800", "fields": fields})
-    told = json.loads(logs.JsonFormatter().format(record))
-    assert (told["message"], told["path"], told["id"]) == ("a\nb ?", "x", "?")
+    logged = json.loads(logs.JsonFormatter().format(record))
+    assert (logged["message"], logged["path"], logged["id"]) == ("a\nb ?", "x", "?")

@@ -1,4 +1,4 @@
-"""The sidecar's routes over real TorchServe, with handlers that stand in for the models."""
+"""The sidecar's routes with real TorchServe and stand-ins for the models."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ START_TIMEOUT_S = 30.0
 BROWSER_TIMEOUT_S, LOAD_TIMEOUT_S = 60.0, 10.0
 EMBEDDING = [0.25, -0.5, 1.0]
 
-# Answers a row as the protocol says the models do. `sleep_s` makes it slow, `refuse` refuses it.
+# Answers a row as the models do. `sleep_s` makes it slow, `refuse` refuses it.
 STAND_IN = """
 import json
 import logging
@@ -89,12 +89,12 @@ def stand_in(model: str) -> str:
 
 @dataclass(frozen=True)
 class Sidecar:
-    """A sidecar beside the TorchServe of a server.
+    """A further sidecar of a server.
 
     Attributes:
-        url: Base of its routes.
-        process: Its own.
-        log: What it writes.
+        url: Base URL of its routes.
+        process: Process of the sidecar.
+        log: File with its output.
     """
 
     url: str
@@ -102,7 +102,7 @@ class Sidecar:
     log: Path
 
     def line(self, request_id: str) -> dict[str, Any]:
-        """Its log line about a request, which follows the answer."""
+        """Return its log line about a request; it is written after the response."""
         found: list[dict[str, Any]] = []
 
         def written() -> bool:
@@ -126,7 +126,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @contextmanager
 def another_sidecar(server: Server, folder: Path, **env: str) -> Iterator[Sidecar]:
-    """A sidecar that talks to the TorchServe of a server, with settings of its own."""
+    """Run a further sidecar of a server, with its own settings."""
     [port] = free_ports(1)
     log = folder / "sidecar.log"
     with log.open("wb") as output:
@@ -167,7 +167,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
 
 
 def post(url: str, body: object, **headers: str) -> requests.Response:
-    """Post JSON; bytes go as they are."""
+    """Post JSON; bytes are sent unchanged."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"Content-Type": "application/json"} | headers
     return requests.post(url, data, headers=headers, timeout=30)
@@ -287,7 +287,7 @@ def test_bad_input_gets_400_that_names_field_expected_and_got(
     assert (response.status_code, response.json()) == (400, {"detail": detail})
 
 
-def test_form_is_told_to_send_a_content_type(server: Server) -> None:
+def test_form_gets_400_that_names_the_content_type(server: Server) -> None:
     response = requests.post(f"{server.sidecar_url}/recall", {"user_id": "u"}, timeout=10)
     assert response.status_code == 400
     assert response.json()["detail"].endswith("send Content-Type: application/json")
@@ -301,7 +301,7 @@ def test_body_beyond_8_mb_gets_413(server: Server) -> None:
     assert response.status_code == 413
 
 
-def test_reload_without_torchserve_tells_of_each_model() -> None:
+def test_reload_without_torchserve_fails_for_each_model() -> None:
     async def down() -> Rollout:
         url = f"http://127.0.0.1:{free_ports(1)[0]}"
         async with TorchServe(url, url, None, 1.0) as torchserve:
@@ -476,23 +476,23 @@ def test_reload_replaces_a_version_without_losing_a_request(server: Server, tmp_
 
 
 def served_versions(server: Server) -> list[str]:
-    told = requests.get(f"{server.management_url}/models/reloaded/all", timeout=10).json()
-    return [version["modelVersion"] for version in told]
+    listed = requests.get(f"{server.management_url}/models/reloaded/all", timeout=10).json()
+    return [version["modelVersion"] for version in listed]
 
 
 def test_root_is_json_for_programs_and_a_page_for_browsers(server: Server) -> None:
-    told = requests.get(server.sidecar_url, timeout=10).json()
-    assert told["models"]["dssm"] == [{"version": "1.0", "workers": ["READY"]}]
-    assert told["routes"]["/recall"] == "graph_recall"
+    described = requests.get(server.sidecar_url, timeout=10).json()
+    assert described["models"]["dssm"] == [{"version": "1.0", "workers": ["READY"]}]
+    assert described["routes"]["/recall"] == "graph_recall"
     page = requests.get(server.sidecar_url, headers={"Accept": "text/html"}, timeout=10)
     assert page.headers["Content-Type"] == "text/html; charset=utf-8"
     docs = requests.get(f"{server.sidecar_url}/docs", timeout=10)
     assert docs.ok
-    for text in (page.text, docs.text):  # nothing from elsewhere
+    for text in (page.text, docs.text):  # nothing from other servers
         assert not re.search(r"""(src|href)=["'](https?:)?//""", text)
 
 
-# What a person does: choose xgb, look at the sample, press the button, read the answer.
+# As a person would: choose xgb, see the sample, press the button, read the response.
 TRY_XGB = """
 (async () => {
   const until = async (done) => { while (!done()) await new Promise(r => setTimeout(r, 20)); };
@@ -517,9 +517,9 @@ def test_page_shows_the_models_and_sends_a_sample(server: Server, tmp_path: Path
 
 
 async def evaluate(chromium: str, url: str, script: str, folder: Path) -> str:
-    """Load a page in headless Chromium and return what a script evaluates to in it."""
+    """Load a page in headless Chromium, evaluate a script in it and return the result."""
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
-    # Without a network it would go on trying to call home.
+    # Without a network it would keep trying to call home.
     options += ["--no-first-run", "--disable-background-networking", "--disable-component-update"]
     options += ["--disable-sync", "--disable-quic"]
     process = await asyncio.create_subprocess_exec(
@@ -566,13 +566,14 @@ async def loaded(page: aiohttp.ClientWebSocketResponse, url: str) -> bool:
 
 def test_generated_requests_get_what_the_openapi_promises(server: Server) -> None:
     schema = schemathesis.openapi.from_url(f"{server.sidecar_url}/openapi.json")
-    methods = [(path, m) for path, told in schema.raw_schema["paths"].items() for m in told]
+    paths = schema.raw_schema["paths"]
+    methods = [(path, method) for path, described in paths.items() for method in described]
     for path, method in methods:
 
         @given(schema[path][method].as_strategy())
         @settings(max_examples=20, deadline=None)
         def check(case: schemathesis.Case[Any]) -> None:
-            # What a feature may be is the model's to say, not the schema's.
+            # The model validates its features, not the schema.
             case.call_and_validate(excluded_checks=[positive_data_acceptance])
 
         check()
@@ -586,19 +587,19 @@ def test_generated_requests_get_what_the_openapi_promises(server: Server) -> Non
         ({"SIDECAR_TIMEOUT_S": "soon"}, "SIDECAR_TIMEOUT_S=soon: expected seconds above 0"),
     ],
 )
-def test_senseless_setting_is_refused(env: dict[str, str], complaint: str) -> None:
+def test_invalid_setting_is_refused(env: dict[str, str], complaint: str) -> None:
     with pytest.raises(ServeError, match=complaint):
         SidecarSettings.from_env(env)
 
 
-def test_archive_that_a_killed_deploy_left_is_no_model(tmp_path: Path) -> None:
+def test_archive_that_a_killed_deploy_left_does_not_count_as_a_model(tmp_path: Path) -> None:
     for name in ("xgb", "xgb-20261120093000", "two_tower"):
         (tmp_path / f"{name}.mar").touch()
     settings = SidecarSettings.from_env({"SIDECAR_MODEL_STORE": str(tmp_path)})
     assert settings.sidecar_models == ("two_tower", "xgb")
 
 
-def test_status_tells_what_the_sidecar_says_of_the_index_past_a_proxy(
+def test_status_reads_the_index_mismatches_without_the_environments_proxy(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with another_sidecar(server, tmp_path, INDEX_URI="nowhere") as sidecar:
@@ -615,13 +616,11 @@ def test_status_tells_what_the_sidecar_says_of_the_index_past_a_proxy(
         assert mismatch.startswith("INDEX_URI=nowhere: cannot be read")
 
 
-def test_an_index_that_does_not_answer_keeps_no_probe_waiting(
-    server: Server, tmp_path: Path
-) -> None:
+def test_index_that_does_not_answer_does_not_delay_probes(server: Server, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with another_sidecar(server, tmp_path, INDEX_URI=uri) as sidecar:
             silent.settimeout(START_TIMEOUT_S)
-            with silent.accept()[0]:  # it compares
+            with silent.accept()[0]:  # the sidecar compares
                 answer = requests.get(f"{sidecar.url}/health", timeout=2)
             assert answer.json() == {"status": "Healthy"}

@@ -8,12 +8,12 @@ import pytest
 import requests
 
 from serving.testing import Server
-from sidecar.http.app import ROUTES
+from sidecar.translate import ROUTES
 from tests.examples import model_names, module
 
 
 def body_of(route: str, row: dict[str, Any]) -> dict[str, Any]:
-    """What a caller of the sidecar sends for a row of the model."""
+    """Return the request that a caller of the sidecar sends for a row of the model."""
     match route:
         case "/query_embedding":
             return row if "query_features" in row else {"query_features": row}
@@ -27,7 +27,7 @@ def body_of(route: str, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def answer_of(route: str, predictions: list[Any]) -> dict[str, Any]:
-    """What the caller gets."""
+    """Return the response that the caller gets."""
     match route:
         case "/recall":
             found: dict[str, Any] = predictions[0]

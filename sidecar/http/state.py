@@ -1,0 +1,82 @@
+"""The state that the routes share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, HTTPException, Request
+
+from serving.client import ModelVersion, TorchServe
+from serving.settings import SidecarSettings
+from sidecar.http.bodies import Problem
+from sidecar.http.orjson_route import OrjsonResponse, OrjsonRoute
+from sidecar.http.telemetry import Metrics
+
+
+class State:
+    """The state of one sidecar.
+
+    Attributes:
+        settings: Settings of the sidecar.
+        models: Enabled models.
+        torchserve: Client of TorchServe, open while the app runs.
+        metrics: Series of the sidecar.
+        reloading: Held by the reload that is under way.
+        index_mismatches: Result of the last comparison of towers with the item index; None before
+            the first one.
+        versions: Default version of each enabled model, at most a few seconds old.
+    """
+
+    def __init__(self, settings: SidecarSettings) -> None:
+        self.settings = settings
+        self.models = settings.sidecar_models
+        self.torchserve = TorchServe(
+            settings.sidecar_inference_url,
+            settings.sidecar_management_url,
+            settings.sidecar_key_file,
+            settings.sidecar_timeout_s,
+        )
+        self.metrics = Metrics()
+        self.reloading = asyncio.Lock()
+        self.index_mismatches: list[str] | None = None
+        self.versions: dict[str, str] = {}
+
+    async def default_versions(self, models: Sequence[str]) -> dict[str, ModelVersion | None]:
+        """Return the default version of each model; None for one that is not loaded."""
+        versions = await asyncio.gather(*map(self.torchserve.default_version, models))
+        return dict(zip(models, versions, strict=True))
+
+    async def all_versions(self) -> dict[str, list[ModelVersion]]:
+        """Return the versions of each enabled model that is loaded, the default one first."""
+        versions = await asyncio.gather(*map(self.torchserve.versions, self.models))
+        return {model: found for model, found in zip(self.models, versions, strict=True) if found}
+
+    def check_enabled(self, model: str) -> None:
+        """Check that a model is enabled.
+
+        Raises:
+            HTTPException: 404 if it is not.
+        """
+        if model not in self.models:
+            known = ", ".join(self.models)
+            raise HTTPException(404, f"no model is called {model}; there are {known}")
+
+
+async def _shared(request: Request) -> State:
+    shared: State = request.app.state.shared
+    return shared
+
+
+Shared = Annotated[State, Depends(_shared)]
+
+
+def new_router() -> APIRouter:
+    """Create a router whose routes read and write JSON by orjson."""
+    return APIRouter(
+        route_class=OrjsonRoute,
+        default_response_class=OrjsonResponse,
+        # Without them FastAPI would document a 422.
+        responses={"4XX": {"model": Problem}, "5XX": {"model": Problem}},
+    )

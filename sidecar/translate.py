@@ -1,0 +1,119 @@
+"""Translation between the sidecar's requests and the rows and predictions of the models.
+
+It knows no transport. A request becomes rows by the functions ``*_rows``; the predictions for them
+become a response by `Translation.response`; `as_sent` renames the rows in a model's message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from handlers.errors import RequestError
+
+DEFAULT_TOP_K = 20
+MAX_TOP_K = 500
+
+
+@dataclass(frozen=True)
+class Translation:
+    """The translation of one route.
+
+    Attributes:
+        model: Model behind the route.
+        response: Convert the model's predictions to the response.
+        request: Convert a row of the model to a request, the reverse of ``*_rows``.
+        names: How a message of the model names the row, and how the caller named it.
+    """
+
+    model: str
+    response: Callable[[list[Any]], dict[str, Any]]
+    request: Callable[[Any], dict[str, Any]]
+    names: tuple[str, str] = ("data[0].", "")
+
+
+def query_rows(query_features: dict[str, Any]) -> list[Any]:
+    """Convert a request of /query_embedding."""
+    return [{"query_features": query_features}]
+
+
+def user_rows(user_features: dict[str, Any], history_item_ids: list[str | int] | None) -> list[Any]:
+    """Convert a request of /user_embedding."""
+    return [{"user_features": user_features, "history_item_ids": history_item_ids or []}]
+
+
+def item_rows(item_features: dict[str, Any]) -> list[Any]:
+    """Convert a request of /item_embedding."""
+    return [item_features]
+
+
+def recall_rows(user_id: str | int, top_k: int | None) -> list[Any]:
+    """Convert a request of /recall; clamp top_k."""
+    wanted = DEFAULT_TOP_K if top_k is None else top_k
+    return [{"user_id": user_id, "top_k": min(max(wanted, 1), MAX_TOP_K)}]
+
+
+def predict_rows(
+    features_list: list[Any] | None, data: list[Any] | None
+) -> tuple[list[Any], tuple[str, str]]:
+    """Convert a request of /predict.
+
+    Returns:
+        The rows, and the names of the rows as in `Translation`.
+
+    Raises:
+        RequestError: If it has no rows.
+    """
+    if features_list is not None:
+        return features_list, ("data", "features_list")
+    if data is not None:
+        return data, ("data", "data")
+    raise RequestError(400, "features_list: expected it (or data) in the body, got neither")
+
+
+def as_sent(message: str, names: tuple[str, str]) -> str:
+    """Rename the row at the start of a model's message as the caller named it."""
+    of_model, of_caller = names
+    if not message.startswith(of_model):
+        return message
+    return of_caller + message.removeprefix(of_model)
+
+
+def _recalled(predictions: list[Any]) -> dict[str, Any]:
+    [recalled] = predictions
+    return {"item_ids": recalled["item_ids"], "scores": recalled["scores"]}
+
+
+QUERY_EMBEDDING = Translation(
+    model="dssm",
+    response=lambda predictions: {"query_embedding": predictions},
+    request=lambda row: row if "query_features" in row else {"query_features": row},
+)
+USER_EMBEDDING = Translation(
+    model="youtube_dnn",
+    response=lambda predictions: {"user_embedding": predictions},
+    request=lambda row: row if "user_features" in row else {"user_features": row},
+)
+ITEM_EMBEDDING = Translation(
+    model="item_tower",
+    response=lambda predictions: {"item_embedding": predictions},
+    request=lambda row: {"item_features": row},
+    names=("data[0].", "item_features."),
+)
+RECALL = Translation(model="graph_recall", response=_recalled, request=lambda row: row)
+PREDICT = Translation(  # the older protocol
+    model="xgb",
+    response=lambda predictions: {"scores": predictions, "predictions": predictions},
+    request=lambda row: {"features_list": [row]},
+)
+
+TRANSLATIONS = {
+    "/query_embedding": QUERY_EMBEDDING,
+    "/user_embedding": USER_EMBEDDING,
+    "/item_embedding": ITEM_EMBEDDING,
+    "/recall": RECALL,
+    "/predict": PREDICT,
+}
+# The model behind each route.
+ROUTES = {route: translation.model for route, translation in TRANSLATIONS.items()}
