@@ -175,13 +175,9 @@ def get(name: str) -> Model:
     """Return a model by its name.
 
     Raises:
-        UnknownModelError: If there is no such model; the message lists those there are.
+        UserError: If there is no such model; the message lists those there are.
     """
     if name not in model_names():
-        raise UnknownModelError(f"no model {name!r}; there are {', '.join(model_names())}")
+        raise UserError(f"no model {name!r}; there are {', '.join(model_names())}")
     text = (ROOT / "archive" / name / CONFIG_FILE).read_text()
     return Model(name, yaml.safe_load(text))
-
-
-class UnknownModelError(UserError):
-    """A name that no model has; the message lists those that there are."""
