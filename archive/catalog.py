@@ -10,9 +10,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from handlers.errors import UserError
+from serving.archive_file import CONFIG_FILE as CONFIG_FILE
+from serving.settings import ROOT as ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-CONFIG_FILE = "model-config.yaml"
 CARD_FILE = "card.yaml"
 
 

@@ -36,12 +36,12 @@ from handlers.signature import (
     sha256,
     verify_archive,
 )
+from serving.archive_file import SAMPLE_FILE
 from training import artifacts
 
 logger = logging.getLogger(__name__)
 
 MODEL_STORE = Path("model-store")
-SAMPLE_FILE = "sample_request.json"
 # Endings of the files that training writes for others than the handler.
 NOT_SHIPPED = (".png", GOLDEN_FILE, artifacts.VECTORS_FILE, artifacts.IDS_FILE)
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip file can hold

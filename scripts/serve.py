@@ -18,8 +18,9 @@ from handlers import logs
 from handlers.errors import UserError
 from serving import run_folder, server, sidecar_process
 from serving.archive_file import ArchiveFile
-from serving.client import ModelVersion, TorchServe, TorchServeError
+from serving.client import TorchServe, TorchServeError
 from serving.lifecycle import POLL_INTERVAL_S, drain_all, wait_until_ready, workers
+from serving.model_version import ModelVersion
 from serving.ports import check_ports
 from serving.settings import ServeError, Settings
 

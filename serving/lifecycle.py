@@ -11,7 +11,8 @@ from functools import partial
 
 from serving import sidecar_process
 from serving.archive_file import CONFIG_FILE, ArchiveFile
-from serving.client import ModelVersion, TorchServe, TorchServeError
+from serving.client import TorchServe, TorchServeError
+from serving.model_version import ModelVersion
 from serving.process import ManagedProcess, tail
 from serving.rollout import drain
 from serving.server import load_failure

@@ -15,7 +15,8 @@ from filelock import lock_descriptor
 from handlers.errors import ArchiveError, UserError
 from handlers.signature import verify_archive
 from serving.archive_file import SAMPLE_FILE, sample_request
-from serving.client import OK, ModelVersion, TorchServe, TorchServeError
+from serving.client import OK, TorchServe, TorchServeError
+from serving.model_version import ModelVersion
 
 LOAD_TIMEOUT_S = 120.0
 DRAIN_TIMEOUT_S = 30.0

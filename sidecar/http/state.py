@@ -8,7 +8,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, HTTPException, Request
 
-from serving.client import ModelVersion, TorchServe
+from serving.client import TorchServe
+from serving.model_version import ModelVersion
 from serving.settings import SidecarSettings
 from sidecar.http.bodies import Problem
 from sidecar.http.orjson_route import OrjsonResponse, OrjsonRoute
