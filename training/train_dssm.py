@@ -19,8 +19,8 @@ from handlers.models.dssm import (
     FeatureDSSM,
     TextDSSM,
 )
+from handlers.models.layers import Tower
 from handlers.models.text import TokenBags, ragged
-from handlers.models.two_tower import Tower
 from handlers.models.weights import network_bytes
 from training import run
 from training.artifacts import save_item_vectors, space_id

@@ -26,7 +26,7 @@ from handlers.models.item2vec import (
     VECTORS_FILES,
     TokenVectors,
     Vectors,
-    words,
+    word_tokens,
 )
 from handlers.schema import FIRST_TOKEN_INDEX, Feature, FeatureSchema
 from training import run
@@ -100,7 +100,7 @@ MODES = {
         generate=generate_corpus,
         user_col="",
         sequence_col="text",
-        split=words,
+        split=word_tokens,
         ns_exponent=0.75,
     ),
 }
@@ -344,7 +344,7 @@ def golden(data: Sequences, vectors: TokenVectors, mode: str) -> Golden:
     zeros = np.zeros(vectors.vectors.shape[1])
     predictions = []
     for row in rows:
-        tokens = words(row.get(key, "")) if key == "text" else row.get(key, [])
+        tokens = word_tokens(row.get(key, "")) if key == "text" else row.get(key, [])
         known = [by_token[token] for token in tokens if token in by_token]
         predictions.append(np.mean(known, axis=0) if known else zeros)
     return Golden(rows, np.array(predictions, dtype=np.float64).tolist())

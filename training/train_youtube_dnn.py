@@ -17,16 +17,10 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from handlers.histories import pad_histories
 from handlers.models.weights import network_bytes
-from handlers.models.youtube_dnn import (
-    ARCH_VERSION,
-    FEATURES_KEY,
-    HISTORY_KEY,
-    META_FILE,
-    WEIGHTS_FILE,
-    YouTubeDNN,
-    pad_histories,
-)
+from handlers.models.youtube_dnn import ARCH_VERSION, META_FILE, WEIGHTS_FILE, YouTubeDNN
+from handlers.row_keys import HISTORY_KEY, USER_FEATURES_KEY
 from handlers.schema import FIRST_TOKEN_INDEX, MISSING_INDEX, OOV_INDEX, FeatureSchema
 from training import run
 from training.artifacts import save_item_vectors, space_id
@@ -160,7 +154,7 @@ class YouTubeDNNEvaluation(SequencesEvaluation):
         tokens = ["", UNKNOWN_TOKEN, *self.data.sequences.vocabulary]
         features = request_rows(self.data.schema, self.frame)
         return [
-            {FEATURES_KEY: row, HISTORY_KEY: [tokens[item] for item in history]}
+            {USER_FEATURES_KEY: row, HISTORY_KEY: [tokens[item] for item in history]}
             for row, history in zip(features, self.holdout.histories, strict=True)
         ]
 
@@ -233,7 +227,7 @@ def load(config: Config) -> Dataset:
     features, categorical = split_names(config.user_features), split_names(config.categorical)
     if not features:
         raise DataError("--user-features: expected a column or more")
-    if taken_names := {FEATURES_KEY, HISTORY_KEY}.intersection(features):
+    if taken_names := {USER_FEATURES_KEY, HISTORY_KEY}.intersection(features):
         raise DataError(
             f"--user-features {', '.join(taken_names)}: a request's row has another use for that "
             "key; rename the column"
@@ -388,8 +382,8 @@ def golden_rows(taken: Sequences, schema: FeatureSchema, users: pd.DataFrame) ->
     rows: list[Row] = []
     for features, items in zip(tabular_rows(schema, users), taken.items, strict=False):
         history = [tokens[item] for item in items[:-1]]
-        rows.append({FEATURES_KEY: features, HISTORY_KEY: history})
-    rows[2::8] = [row[FEATURES_KEY] for row in rows[2::8]]
+        rows.append({USER_FEATURES_KEY: features, HISTORY_KEY: history})
+    rows[2::8] = [row[USER_FEATURES_KEY] for row in rows[2::8]]
     for row in rows[4::8]:
         row[HISTORY_KEY].append(UNKNOWN_TOKEN)
     return rows
@@ -413,7 +407,7 @@ def embed_rows(
         )
         for row in rows
     ]
-    matrix = golden_matrix(schema, [row.get(FEATURES_KEY, row) for row in rows])
+    matrix = golden_matrix(schema, [row.get(USER_FEATURES_KEY, row) for row in rows])
     vectors: Tensor = network(
         torch.from_numpy(matrix), pad_histories(histories, network.max_history)
     )

@@ -10,6 +10,7 @@ import torch
 
 from handlers.models.dssm import WEIGHTS_FILE, FeatureDSSM, TextDSSM
 from handlers.models.weights import load_network
+from handlers.row_keys import QUERY_FEATURES_KEY as WRAPPER
 from handlers.schema import VOCABULARIES_FILE, FeatureSchema
 from tests.examples import Bars, Example
 from training import artifacts
@@ -24,7 +25,6 @@ from training.tasks.search.world import (
 from training.train_dssm import embed
 
 CPU = torch.device("cpu")
-WRAPPER = searches.WRAPPER
 
 
 def write_features(folder: Path) -> None:

@@ -19,6 +19,7 @@ import tyro
 from torch import Tensor
 
 from handlers.models.text import TokenBags
+from handlers.row_keys import QUERY_FEATURES_KEY
 from handlers.schema import Feature, FeatureSchema
 from training.data.features import fit_schema, to_matrix
 from training.data.files import read_parquet
@@ -32,10 +33,6 @@ DEFAULT_DATA = Path("data/searches")
 DEFAULT_TEXT_DATA = Path("data/text_searches")
 DEFAULT_LABEL = "label"
 DEFAULT_DOC_ID = "doc_id"
-
-# A request's row may wrap the query's columns in an object of this name.
-WRAPPER = "query_features"
-
 
 # Queries or documents as a tower takes them: a matrix, float32 [B, C], or texts.
 Inputs = Tensor | TokenBags
@@ -267,9 +264,9 @@ def _columns(config: SearchConfig) -> tuple[list[str], list[str]]:
     for flag, columns in (("--query-cols", query_cols), ("--doc-cols", doc_cols)):
         if config.text and len(columns) > 1:
             raise DataError(f"{flag}: expected one column with --text, got {', '.join(columns)}")
-    if WRAPPER in query_cols:
+    if QUERY_FEATURES_KEY in query_cols:
         raise DataError(
-            f"--query-cols {WRAPPER}: a request's row needs this name; rename the column"
+            f"--query-cols {QUERY_FEATURES_KEY}: a request's row needs this name; rename the column"
         )
     return query_cols, doc_cols
 
@@ -319,7 +316,7 @@ def golden(data: SearchData) -> tuple[list[dict[str, Any]], Inputs]:
     """Raw request rows, most of them with the wrapper, and the same encoded as training does."""
     rows = golden_rows(data.query_columns.schema, data.test.frame)
     inputs = data.query_columns.encode(pd.DataFrame(rows))
-    return [row if i % 4 == 2 else {WRAPPER: row} for i, row in enumerate(rows)], inputs
+    return [row if i % 4 == 2 else {QUERY_FEATURES_KEY: row} for i, row in enumerate(rows)], inputs
 
 
 # The report

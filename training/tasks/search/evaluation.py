@@ -12,7 +12,7 @@ from scipy.special import expit
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
 
-from handlers.models.text import TokenBags, words
+from handlers.models.text import TokenBags, search_terms
 from training.evaluation import ALL, HIT_RATE_RATIO, Answers, Evaluation, Results, Rows
 from training.golden import request_rows
 from training.metrics.ranking import ranking_report
@@ -119,7 +119,7 @@ class SearchEvaluation(Evaluation):
         found = {"popularity": self.score(constant, meant[:, None])}
         if isinstance(data.docs, TokenBags):
             texts = [frame.iloc[:, 0].fillna("") for frame in (data.train.frame, data.doc_frame)]
-            tfidf = TfidfVectorizer(analyzer=words)
+            tfidf = TfidfVectorizer(analyzer=search_terms)
             tfidf.fit(pd.concat([texts[0], texts[1][: data.n_known]]))
             asked = tfidf.transform(data.test.frame.iloc[:, 0].fillna(""))
             found["TF-IDF"] = self.score(asked, tfidf.transform(texts[1]))
