@@ -29,10 +29,6 @@ SHOWN = (
 )
 
 
-class BenchError(UserError):
-    """The services cannot be compared; the message says what to do."""
-
-
 @dataclass(frozen=True)
 class Timing:
     """Duration of the measurements.
@@ -102,7 +98,7 @@ def check_answers(services: Sequence[Service]) -> None:
     """Check that services answer the same request alike.
 
     Raises:
-        BenchError: If the numbers in their answers differ by more than TOLERANCE.
+        UserError: If the numbers in their answers differ by more than TOLERANCE.
     """
     predictions = []
     for service in services:
@@ -110,11 +106,11 @@ def check_answers(services: Sequence[Service]) -> None:
         headers = {"Content-Type": "application/json"}
         response = requests.post(service.url, data=body, headers=headers, timeout=30)
         if not response.ok:
-            raise BenchError(f"{service.name}: {response.status_code} {response.text}")
+            raise UserError(f"{service.name}: {response.status_code} {response.text}")
         predictions.append([value for _, value in numbers(response.json())])
     lengths = set(map(len, predictions))
     if len(lengths) > 1 or not np.allclose(predictions[0], predictions[1:], rtol=0, atol=TOLERANCE):
-        raise BenchError(f"{', '.join(service.name for service in services)}: answers differ")
+        raise UserError(f"{', '.join(service.name for service in services)}: answers differ")
 
 
 def measure(services: Sequence[Service], timing: Timing) -> Results:
@@ -128,7 +124,7 @@ def measure(services: Sequence[Service], timing: Timing) -> Results:
         The medians over the rounds.
 
     Raises:
-        LoadError: If the load generator fails.
+        UserError: If the load generator fails.
     """
     rows = tuple(services[0].bodies)
     cases = [Case(n, connections) for n in rows for connections in CONNECTIONS]

@@ -44,10 +44,6 @@ class Handler:
 """
 
 
-class ServiceError(UserError):
-    """A service did not start."""
-
-
 @contextmanager
 def our_torchserve(archives: Mapping[str, Path], scratch: Path) -> Iterator[Server]:
     """Serve our archives and a handler that does nothing, with the first archive's settings.
@@ -82,7 +78,7 @@ def default_torchserve(mar: Path, scratch: Path) -> Iterator[str]:
         The base URL.
 
     Raises:
-        ServiceError: If TorchServe does not start.
+        UserError: If TorchServe does not start.
     """
     store = scratch / "default-store"
     store.mkdir()
@@ -133,7 +129,7 @@ def fastapi(archives: Mapping[str, Path], scratch: Path) -> Iterator[str]:
         The base URL.
 
     Raises:
-        ServiceError: If it does not start.
+        UserError: If it does not start.
     """
     models = scratch / "fastapi"
     for name, mar in archives.items():
@@ -175,5 +171,5 @@ def _wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes]) -> 
         except (requests.RequestException, TorchServeError):
             pass  # the service does not listen yet
         if process.poll() is not None or time.monotonic() > deadline:
-            raise ServiceError(f"{process.args!r} did not start within {START_TIMEOUT_S:.0f} s")
+            raise UserError(f"{process.args!r} did not start within {START_TIMEOUT_S:.0f} s")
         time.sleep(POLL_INTERVAL_S)

@@ -33,7 +33,6 @@ from archive.package import MODEL_STORE
 from bench import routes
 from bench.measure import (
     COMPARED,
-    BenchError,
     Case,
     Results,
     Service,
@@ -81,14 +80,13 @@ def run(config: Config) -> tuple[Results, Results, list[Target]]:
         The results of the models, those of the sidecar's routes, and the targets.
 
     Raises:
-        BenchError: If an archive is missing, or the services disagree on the predictions.
-        LoadError: If the load generator fails.
-        ServiceError: If a service does not start.
+        UserError: If an archive is missing, a service does not start, the services disagree on the
+            predictions, or the load generator fails.
     """
     archives = {mar.stem: mar for mar in sorted(config.store.glob("*.mar"))}
     names = [*MODELS, *(ROUTES[route] for route in routes.MEASURED)]
     if missing := [name for name in names if name not in archives]:
-        raise BenchError(
+        raise UserError(
             f"{config.store} has no archive of {', '.join(missing)}; run: make train-all archive"
         )
     with tempfile.TemporaryDirectory(prefix="recmar-bench-") as folder:

@@ -23,10 +23,6 @@ from handlers.errors import UserError
 WRK_SCRIPT = Path(__file__).with_name("post.lua")
 
 
-class LoadError(UserError):
-    """A load generator failed; the message is its own."""
-
-
 @dataclass(frozen=True)
 class Load:
     """Throughput, latency and errors of a service under load.
@@ -61,7 +57,7 @@ def load(url: str, body: Path, connections: int, seconds: int) -> Load:
         seconds: Duration.
 
     Raises:
-        LoadError: If the generator fails, or there are several lines and wrk is not installed.
+        UserError: If the generator fails, or there are several lines and wrk is not installed.
     """
     return (_wrk if shutil.which("wrk") else _pywrkr)(url, body, connections, seconds)
 
@@ -74,7 +70,7 @@ def _wrk(url: str, body: Path, connections: int, seconds: int) -> Load:
 
 def _pywrkr(url: str, body: Path, connections: int, seconds: int) -> Load:
     if len(body.read_bytes().splitlines()) > 1:
-        raise LoadError(f"{body}: only wrk can post several requests in turn; install wrk")
+        raise UserError(f"{body}: only wrk can post several requests in turn; install wrk")
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         _run(
             [
@@ -135,5 +131,5 @@ def calling(
 def _run(command: list[str]) -> str:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        raise LoadError(f"{' '.join(command[:2])}: {result.stderr.strip() or result.stdout}")
+        raise UserError(f"{' '.join(command[:2])}: {result.stderr.strip() or result.stdout}")
     return result.stdout

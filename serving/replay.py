@@ -22,20 +22,16 @@ TOP_K = 10
 Ranking = dict[Hashable, float]
 
 
-class RequestsError(UserError):
-    """A file of requests is not usable."""
-
-
 def read_requests(path: Path) -> list[bytes]:
     """Read JSON lines, each the body of a request.
 
     Raises:
-        RequestsError: If there is no line, or a line is not such a body.
+        UserError: If there is no line, or a line is not such a body.
     """
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise RequestsError(f"{path}: {error.strerror}") from error
+        raise UserError(f"{path}: {error.strerror}") from error
     for number, line in enumerate(lines, 1):
         try:
             is_body = "data" in orjson.loads(line)
@@ -43,9 +39,9 @@ def read_requests(path: Path) -> list[bytes]:
             is_body = False
         if not is_body:
             got = line[:40].decode(errors="replace")
-            raise RequestsError(f'{path}:{number}: expected {{"data": [...]}}, got {got!r}')
+            raise UserError(f'{path}:{number}: expected {{"data": [...]}}, got {got!r}')
     if not lines:
-        raise RequestsError(f"{path}: expected one request per line, got an empty file")
+        raise UserError(f"{path}: expected one request per line, got an empty file")
     return lines
 
 

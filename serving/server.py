@@ -109,7 +109,9 @@ def terminate(torchserve: ManagedProcess) -> None:
         with suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
         time.sleep(0.02)
-    torchserve.process.poll()
+    # The group leader is a zombie while threads of it still exit; until then it cannot be reaped.
+    with suppress(subprocess.TimeoutExpired):
+        torchserve.process.wait(max(0.0, deadline - time.monotonic()))
 
 
 def _runs(group: int) -> bool:

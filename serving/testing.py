@@ -19,6 +19,7 @@ from typing import IO, Any
 from handlers.signature import Signature, sha256
 from serving.ports import free_ports
 from serving.settings import ROOT as ROOT
+from serving.settings import ServeError
 
 STOP_TIMEOUT_S = 60.0
 
@@ -80,14 +81,14 @@ def running_server(model_store: Path, root: Path = ROOT, /, **env: str) -> Itera
         env: Further settings of scripts.serve, such as ``TOKEN_AUTH="1"``.
 
     Raises:
-        RuntimeError: If the server does not start, with its messages.
+        ServeError: If the server does not start, with its messages.
     """
     with instance_env(model_store, **env) as environment:
         process = start(environment, root=root)
         try:
             output = _table(process.stdout)
             if not output:
-                raise RuntimeError(f"scripts.serve: {process.communicate()[1]}")
+                raise ServeError(f"scripts.serve: {process.communicate()[1]}")
             yield Server(process, environment, output)
         finally:
             process.send_signal(signal.SIGINT)

@@ -17,7 +17,7 @@ from serving import server as torchserve
 from serving.client import TorchServe, TorchServeError
 from serving.load import Load, load
 from serving.ports import free_ports
-from serving.replay import RequestsError, replay
+from serving.replay import replay
 from serving.rollout import RolloutError, loaded, retire
 from serving.settings import Settings
 
@@ -76,11 +76,10 @@ class Trial:
 
         Raises:
             ArchiveError: If the archive is damaged.
-            LoadError: If the load generator fails.
-            RequestsError: If the model refuses a request.
             RolloutError: If the archive cannot be loaded.
             TorchServeError: If TorchServe refuses a command.
-            UserError: If a worker dies under load.
+            UserError: If the model refuses a request, a worker dies under load, or the load
+                generator fails.
         """
         model, version = mar.stem, verify_archive(mar).model_version
         url = f"{self._client.inference_url}/predictions/{model}"
@@ -105,12 +104,12 @@ class Trial:
         """Send each request once: refusals are fast and would pass for speed.
 
         Raises:
-            RequestsError: If one is not answered with predictions.
+            UserError: If one is not answered with predictions.
         """
         [replayed] = await replay(self._client, model, [version], self._traffic.bodies)
         if replayed.errors:
             number = replayed.predictions.index(None) + 1
-            raise RequestsError(f"{self._traffic.source}:{number}: {replayed.errors[0]}")
+            raise UserError(f"{self._traffic.source}:{number}: {replayed.errors[0]}")
 
     async def _largest_worker_bytes(self, model: str, version: str) -> int:
         """Return the resident memory of a version's largest worker.

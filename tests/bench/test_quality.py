@@ -11,7 +11,7 @@ import tyro
 
 from archive import catalog
 from bench import quality
-from bench.quality import Bar, Run
+from bench.quality_runs import REAL_RUNS, Bar, Run, default_runs
 from bench.real_data import (
     ADULT_FEATURES,
     ML100K_FEATURES,
@@ -22,7 +22,7 @@ from bench.real_data import (
 from handlers.errors import UserError
 from tests.examples import training_script
 
-RUNS = [*quality.default_runs(), *quality.REAL_RUNS]
+RUNS = [*default_runs(), *REAL_RUNS]
 
 
 def write(path: Path, *lines: str) -> None:

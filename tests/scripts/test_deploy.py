@@ -24,12 +24,13 @@ import requests
 
 from archive.registry.documents import RegistryError
 from archive.registry.store import Registry
+from handlers.errors import UserError
 from handlers.signature import verify_archive
 from scripts import deploy
 from serving import rollout
 from serving.client import TorchServe
 from serving.load import calling
-from serving.replay import Distance, Replay, RequestsError, read_requests
+from serving.replay import Distance, Replay, read_requests
 from serving.testing import ROOT, Server, make_archive, running_server
 
 MODEL = "deployed"
@@ -459,7 +460,7 @@ def test_tunnel_needs_an_inference_url(capsys: pytest.CaptureFixture[str]) -> No
 def test_line_that_is_not_a_request_is_named(tmp_path: Path) -> None:
     path = tmp_path / "requests.jsonl"
     path.write_text('{"data": [{}]}\n{"rows": []}\n')
-    with pytest.raises(RequestsError, match=r"requests.jsonl:2: expected .* got '\{\"rows"):
+    with pytest.raises(UserError, match=r"requests.jsonl:2: expected .* got '\{\"rows"):
         read_requests(path)
 
 

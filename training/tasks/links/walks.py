@@ -3,7 +3,8 @@
 Many walks take each step together. The next node is proposed in proportion to edge weight, from
 alias tables (Walker, 1977), and then accepted or drawn again by the bias of p and q: rejection
 sampling, as in KnightKing (Yang et al., 2019). It needs memory in proportion to the number of
-edges. Alias tables of the biased probabilities would need one for each pair of neighboring edges.
+edges; alias tables of the biased probabilities, one for each arc that a walk can come from, would
+need it in proportion to the sum of all squared degrees.
 
 An arc is an entry of the adjacency matrix: one direction of an edge.
 
@@ -58,8 +59,8 @@ class Walker:
             self._strength: Floats = adjacency.sum(axis=1)
             source = np.repeat(np.arange(self.n_nodes), self._degree)
             self._keys = self._key(source, self._target)
-            # A filter of arcs (a Bloom filter of one hash): it rules most pairs without an arc out
-            # in a tenth of the time of a binary search.
+            # A Bloom filter of the arcs, with one hash: it excludes most pairs without an arc in a
+            # tenth of the time of a binary search.
             self._shift = np.uint64(62 - len(self._keys).bit_length())
             self._maybe = np.zeros(4 << len(self._keys).bit_length(), dtype=np.bool_)
             self._maybe[self._hash(self._keys)] = True
@@ -163,7 +164,7 @@ class Walker:
 
 
 def alias_tables(indptr: npt.NDArray[Any], weights: Floats) -> tuple[Floats, Arcs]:
-    """Alias tables of all rows of a sparse matrix, without a loop over rows or arcs.
+    """Build the alias tables of all rows of a sparse matrix, without a loop over rows or arcs.
 
     A draw picks an arc of the row uniformly and keeps it with the probability of its threshold;
     otherwise it takes the arc's alias.
