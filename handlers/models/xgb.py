@@ -1,6 +1,6 @@
 """Gradient-boosted trees (Chen and Guestrin, 2016, arXiv:1603.02754).
 
-The trees' inputs, with target encodings for ids, and a booster that predicts with little overhead.
+The inputs of the trees, with target encodings for ids, and a booster with little overhead.
 
 Shapes: B instances, C matrix columns, K of them categories.
 """
@@ -8,13 +8,13 @@ Shapes: B instances, C matrix columns, K of them categories.
 from __future__ import annotations
 
 import ctypes
-import importlib
+import importlib.util
 import json
-import sys
+import weakref
 from collections.abc import Mapping
+from ctypes import byref
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -32,13 +32,13 @@ Vector = npt.NDArray[np.float32]
 
 @dataclass
 class TreeInputs:
-    """Maps the matrix of a :class:`FeatureSchema` to the one that the trees split on.
+    """Converts the matrix of a :class:`FeatureSchema` to the one that the trees split on.
 
     Attributes:
-        encodings: By category column, for each index its smoothed mean label (Micci-Barreca, 2001,
-            doi:10.1145/507533.507538) and how many rows training had of it, which tells how far
-            to trust that mean: float32 [cardinality, 2].
-        mean: float32 [C + K], or None when the columns are not scaled.
+        encodings: For each category column, a table float32 [cardinality, 2] with the smoothed mean
+            label of each index (Micci-Barreca, 2001, doi:10.1145/507533.507538) and its number of
+            training rows, by which the trees can judge the mean.
+        mean: float32 [C + K], or None if the columns are not scaled.
         std: float32 [C + K], positive, or None.
     """
 
@@ -47,7 +47,7 @@ class TreeInputs:
     std: Vector | None = None
 
     def __call__(self, matrix: Matrix) -> Matrix:
-        """Means take the place of indices, counts follow: float32 [B, C] -> float32 [B, C + K]."""
+        """Replace indices by means and append counts, float32 [B, C] -> float32 [B, C + K]."""
         if self.encodings:
             counts = []
             matrix = matrix.copy()
@@ -61,12 +61,12 @@ class TreeInputs:
         return matrix
 
     def column_names(self, schema: FeatureSchema) -> list[str]:
-        """What each of the C + K columns is."""
+        """Return the names of the C + K columns."""
         names = [feature.name for feature in schema.column_features]
         return [*names, *(f"{names[column]} (rows)" for column in self.encodings)]
 
     def save(self, folder: Path, schema: FeatureSchema) -> None:
-        """Write ``target_encodings.json`` and ``feature_scaler.json``, each if it is in use."""
+        """Write ``target_encodings.json`` and ``feature_scaler.json`` if they are in use."""
         if self.encodings:
             tables = {str(column): table.tolist() for column, table in self.encodings.items()}
             (folder / ENCODINGS_FILE).write_text(json.dumps(tables))
@@ -80,7 +80,7 @@ class TreeInputs:
 
     @classmethod
     def load(cls, folder: Path) -> TreeInputs:
-        """Read back what :meth:`save` wrote."""
+        """Load the files of :meth:`save`."""
         inputs = cls()
         if (path := folder / ENCODINGS_FILE).exists():
             tables = json.loads(path.read_text())
@@ -94,49 +94,45 @@ class TreeInputs:
         return inputs
 
 
+# Configuration of XGBoosterPredictFromDense: all trees, transformed output, NaN for missing.
 _PREDICTION = (
     b'{"type": 0, "training": false, "iteration_begin": 0, "iteration_end": 0, '
     b'"missing": NaN, "strict_shape": false, "cache_id": 0}'
 )
 
 
-def _import_xgboost() -> ModuleType:
-    """Import XGBoost without scikit-learn.
-
-    XGBoost imports scikit-learn, and with it pandas, wherever they are installed: 130 MB in every
-    worker that nothing uses. A module that is None in ``sys.modules`` raises ImportError, which
-    XGBoost takes for "not installed". A process that has scikit-learn already keeps it.
-    """
-    if "sklearn" in sys.modules:
-        return importlib.import_module("xgboost.core")
-    sys.modules["sklearn"] = None  # type: ignore[assignment]
-    try:
-        return importlib.import_module("xgboost.core")
-    finally:
-        del sys.modules["sklearn"]
-
-
 class DenseBooster:
-    """Predicts like ``Booster.inplace_predict``, which takes twice the time on a small batch.
+    """Predicts through XGBoost's C API (https://xgboost.readthedocs.io/en/stable/c.html).
 
-    Calls ``XGBoosterPredictFromDense`` of XGBoost's C API.
+    ``Booster.inplace_predict`` of the Python package gives the same predictions, but its own checks
+    double the time for a small batch. Importing the package would also import scikit-learn and
+    pandas if they are installed, which take 130 MB in every worker.
 
     Args:
-        path: What ``Booster.save_model`` wrote.
+        path: A file of ``Booster.save_model``.
         device: ``cpu`` or ``cuda``.
+
+    Raises:
+        FileNotFoundError: If XGBoost's shared library is not installed.
+        RuntimeError: If XGBoost cannot load the file.
     """
 
     def __init__(self, path: Path, device: str) -> None:
-        self._xgboost = _import_xgboost()
-        self._booster = self._xgboost.Booster({"nthread": 1, "device": device})
-        self._booster.load_model(path)
-        self._predict = self._xgboost._LIB.XGBoosterPredictFromDense
+        self._library = ctypes.CDLL(str(_library_path()))
+        self._library.XGBGetLastError.restype = ctypes.c_char_p
+        self._booster = ctypes.c_void_p()
+        self._check(self._library.XGBoosterCreate(None, ctypes.c_uint64(0), byref(self._booster)))
+        weakref.finalize(self, self._library.XGBoosterFree, self._booster)
+        for name, value in ((b"nthread", b"1"), (b"device", device.encode())):
+            self._check(self._library.XGBoosterSetParam(self._booster, name, value))
+        self._check(self._library.XGBoosterLoadModel(self._booster, bytes(path)))
+        self._predict = self._library.XGBoosterPredictFromDense
         self._shape = ctypes.POINTER(ctypes.c_uint64)()
         self._n_dims = ctypes.c_uint64()
         self._result = ctypes.POINTER(ctypes.c_float)()
-        self._outputs = [ctypes.byref(x) for x in (self._shape, self._n_dims, self._result)]
+        self._outputs = [byref(self._shape), byref(self._n_dims), byref(self._result)]
 
-    def __call__(self, matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def __call__(self, matrix: Matrix) -> Vector:
         """Predict.
 
         Args:
@@ -146,14 +142,29 @@ class DenseBooster:
             float32 [B].
 
         Raises:
-            xgboost.core.XGBoostError: If the number of columns is not the model's.
+            RuntimeError: If the number of columns is not that of the model.
         """
         matrix = np.ascontiguousarray(matrix, dtype=np.float32)
         array = b'{"data": [%d, true], "shape": [%d, %d], "typestr": "<f4", "version": 3}' % (
             matrix.ctypes.data,
             *matrix.shape,
         )
-        status = self._predict(self._booster.handle, array, _PREDICTION, None, *self._outputs)
-        self._xgboost._check_call(status)
-        # The booster's own memory, which its next prediction overwrites.
+        self._check(self._predict(self._booster, array, _PREDICTION, None, *self._outputs))
+        # Copied, because the next prediction overwrites the booster's memory.
         return np.ctypeslib.as_array(self._result, (len(matrix),)).copy()
+
+    def _check(self, status: int) -> None:
+        if status != 0:
+            raise RuntimeError(f"xgboost: {self._library.XGBGetLastError().decode()}")
+
+
+def _library_path() -> Path:
+    """Find the shared library in the Python package, without importing the package."""
+    package = importlib.util.find_spec("xgboost")
+    folders = package.submodule_search_locations if package else None
+    for folder in folders or ():
+        for path in Path(folder, "lib").glob("*xgboost.*"):
+            return path
+    raise FileNotFoundError(
+        "xgboost: its shared library is not installed; run: pip install xgboost"
+    )
