@@ -1,4 +1,4 @@
-"""What ships inside every .mar: handlers, the networks they run and what both need.
+"""The code that ships in every .mar: the handlers, their models and what both need.
 
-Imports nothing of the rest of the repository: import-linter and a test see to it.
+It imports nothing else from this repository; import-linter and a test check that.
 """

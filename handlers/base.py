@@ -1,15 +1,14 @@
-"""The handler that every model's handler extends; the only place that knows TorchServe.
+"""The base class of every handler, and the interface to TorchServe.
 
-A request's way: bytes -> rows -> one prediction for the rows of the whole batch -> each request's
-share of it -> bytes. A request that cannot be decoded gets its own 400 and leaves the
-batch; the others do not notice.
+The requests of a batch are decoded one by one, their rows are scored together, and the predictions
+are divided among the requests again. A request that cannot be decoded gets its own 400 and does not
+affect the rest of the batch.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
 from abc import abstractmethod
 from collections import Counter
@@ -28,16 +27,17 @@ from ts.context import Context
 from ts.torch_handler.base_handler import BaseHandler
 
 from handlers import logs
+from handlers.counts import FeatureCounts
 from handlers.decoding import RequestDecoder
 from handlers.errors import ArchiveError, RequestError
-from handlers.schema import SCHEMA_VERSION, FeatureCounts
+from handlers.schema import SCHEMA_VERSION
 from handlers.signature import GOLDEN_FILE, first_difference, verify_folder
 from handlers.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_ROWS = 10_000
-# Rows scored at once: bounds a worker's memory whatever comes, and stays within the CPU's cache.
+# Most rows that are scored together: bounds the memory of a worker and fits the CPU's cache.
 CHUNK_ROWS = 4096
 
 OK = 200
@@ -45,34 +45,38 @@ CPU = torch.device("cpu")
 
 Vectors = npt.NDArray[np.float32]
 Predictions = Vectors | list[Any]
-Answer = tuple[int, bytes]  # status and JSON body
-Failed = Callable[[int, Exception], None]  # told the request's place in the batch
+Response = tuple[int, bytes]  # status and JSON body
+OnFailure = Callable[[int, Exception], None]  # arguments: index of the request, its error
 
 REQUEST_ID = "x-request-id"
 
 
-def _log_failed(_: int, error: Exception) -> None:
+def _log_error(_: int, error: Exception) -> None:
     logger.error("scoring failed", exc_info=error)
 
 
 class RecHandler(BaseHandler):  # type: ignore[misc]
     """Serves one model from its unpacked archive.
 
-    A subclass names its meta file and the architecture version that it understands, says what a
-    row is, loads its model and predicts. Models whose rows are features extend
-    :class:`handlers.feature_rows.FeatureRowsHandler`, where a row is known already.
+    A subclass names its meta file and its architecture version, defines the type of a row, loads
+    its model and predicts. Two subclasses define the row already:
+    :class:`handlers.feature_rows.FeatureRowsHandler` for rows that are features, and
+    :class:`handlers.wrapped_rows.WrappedRowsHandler` for rows with features under a key.
 
     Attributes:
-        meta: The meta file.
-        config: The section ``handler`` of ``model-config.yaml``.
-        device: Where networks run.
-        feature_names: What the counts are kept for, in order.
-        counts: Missing, out of range and out of vocabulary, by feature.
+        meta_file: Name of the meta file.
+        arch_version: The architecture version that the handler can load.
+        flat_single: Whether the predictions for a single row are the prediction itself, not a list
+            that holds it.
+        meta: Content of the meta file.
+        config: Section ``handler`` of ``model-config.yaml``.
+        device: Device that networks run on.
+        feature_names: Names of the features in :attr:`counts`, in order.
+        counts: Missing, out-of-range and out-of-vocabulary values by feature.
     """
 
     meta_file: ClassVar[str]
     arch_version: ClassVar[int]
-    # Whether the answer to a single row is its prediction alone, not a list of one.
     flat_single: ClassVar[bool] = False
 
     meta: dict[str, Any]
@@ -81,62 +85,66 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
     feature_names: tuple[str, ...]
     counts: FeatureCounts
 
-    # What a model brings
+    # Implemented by each model
 
     @abstractmethod
     def load_model(self, model_dir: Path) -> None:
-        """Set ``feature_names`` and load the model; meta, config and device are set."""
+        """Load the model and set ``feature_names``; meta, config and device are set already."""
 
     @abstractmethod
     def row_type(self, forbid_unknown: bool) -> Any:
-        """The msgspec type of a row, its structs with or without ``forbid_unknown_fields``."""
+        """Return the msgspec type of a row.
+
+        Args:
+            forbid_unknown: Value of ``forbid_unknown_fields`` for its structs.
+        """
 
     @abstractmethod
     def predict(self, rows: list[Any]) -> Predictions:
-        """Predict for rows of :meth:`row_type`, at most 4,096 of them.
+        """Predict for at most 4,096 rows of :meth:`row_type`.
 
         Returns:
-            One prediction a row: float32 [B] or [B, ...], or a list of B values that JSON can hold;
-            numbers are finite.
+            One prediction per row: float32 [B] or [B, ...], or a list of B values that JSON can
+            represent. All numbers are finite.
         """
 
     def encode(self, predictions: Predictions) -> bytes:
-        """The JSON of one request's ``predictions``."""
-        answer = predictions[0] if self.flat_single and len(predictions) == 1 else predictions
-        return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+        """Encode the predictions of one request as the JSON value of ``predictions``."""
+        value = predictions[0] if self.flat_single and len(predictions) == 1 else predictions
+        return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
     def embed_items(self, items: list[Any], model_dir: Path) -> Vectors:
-        """What this model's answers are compared with, for models that answer with vectors.
+        """Compute the item vectors that an embedding model's predictions are compared with.
 
-        No request comes here: an index holds these vectors. The gate asks for them, to measure an
-        archive by itself.
+        Requests never reach this method: in production, an index holds these vectors. The gate
+        calls it to evaluate an archive without an index.
 
         Args:
-            items: Features of items, or where the model has a table of items their ids, N.
-            model_dir: The unpacked archive, for what serving does not keep in memory.
+            items: N items: their features, or their ids if the model has a table of items.
+            model_dir: The unpacked archive, for files that serving does not keep in memory.
 
         Returns:
-            float32 [N, D]; NaN for an item that the model does not know.
+            float32 [N, D]; NaN for unknown items.
         """
         raise NotImplementedError
 
     @property
     def known_keys(self) -> Iterable[str]:
-        """Every key that a row may have, at any depth."""
+        """Keys that a row may have, at any depth."""
         return self.feature_names
 
     def describe_features(self) -> list[dict[str, Any]]:
-        """What ``signature.json`` says of the inputs."""
+        """Describe the inputs for ``signature.json``."""
         return [{"name": name} for name in self.feature_names]
 
-    # What TorchServe calls
+    # Called by TorchServe
 
     def initialize(self, context: Context) -> None:
-        """Load the archive and prove that it computes what training computed.
+        """Load the archive and check that it reproduces the predictions of training.
 
         Raises:
-            ArchiveError: If a file was altered, the architecture is unknown, or a golden row's
-                prediction is off by more than 1e-5.
+            ArchiveError: If a file was altered, the architecture is unknown, or the prediction for
+                a golden row is off by more than 1e-5.
         """
         model_dir = Path(context.system_properties["model_dir"])
         config = (context.model_yaml_config or {}).get("handler") or {}
@@ -154,40 +162,33 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
         )
         self.context = context
         self.initialized = True
-        # The worker logs several lines a batch at INFO, each of which Java reads and parses.
-        logging.getLogger().setLevel(logging.WARNING)
-        # Ours only: Java parses the metrics' lines.
-        handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logs.formatter())
-        ours = logging.getLogger(__package__)
-        ours.addHandler(handler)
-        ours.propagate = False
+        logs.configure_worker()
 
     def handle(self, data: list[dict[str, Any]], context: Context) -> list[Any]:
-        """Answer a batch of requests, one answer each, in order."""
+        """Return the response body of each request of a batch, in order, and set the statuses."""
         start = time.perf_counter()
         bodies = [row.get("body") for row in data]
-        # GET /models/<name>?customized=true; looked for only where there is no body, since any
-        # caller may send a header of that name.
+        # GET /models/<name>?customized=true. Such a request has no body; without that condition,
+        # any caller could send the header.
         if bodies == [None] and context.get_request_header(0, "describe") == "True":
             return [orjson.dumps(self.signature.to_json())]
 
-        def failed(i: int, error: Exception) -> None:
+        def on_failure(i: int, error: Exception) -> None:
             headers = context.get_all_request_header(i)
             self._log_failure(error, headers, (time.perf_counter() - start) * 1e3)
 
-        answers, n_rows = self.answer(bodies, failed)
+        responses, n_rows = self.answer(bodies, on_failure)
         statuses: Counter[int] = Counter()
-        for i, (status, _) in enumerate(answers):
+        for i, (status, _) in enumerate(responses):
             context.set_response_content_type(i, "application/json")
             if status != OK:
                 context.set_response_status(status, HTTPStatus(status).phrase, i)
             statuses[status] += 1
         self.telemetry.observe((time.perf_counter() - start) * 1e3, n_rows, statuses)
-        return [body for _, body in answers]
+        return [body for _, body in responses]
 
     def _log_failure(self, error: Exception, headers: Mapping[str, str], latency_ms: float) -> None:
-        # TorchServe keeps the case in which the caller wrote them.
+        # TorchServe does not normalize the case of header names.
         request_id = next((v for name, v in headers.items() if name.lower() == REQUEST_ID), "none")
         model, version = self.signature.model_name, self.signature.model_version
         fields = {
@@ -200,7 +201,7 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
         message = f"{model} {version}: scoring failed, request {request_id}"
         logger.error(message, exc_info=error, extra={"fields": fields})
 
-    # Without TorchServe: what tests and training may call
+    # Usable without TorchServe
 
     def load(
         self,
@@ -212,11 +213,11 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
 
         Args:
             model_dir: The folder.
-            config: The section ``handler`` of ``model-config.yaml``.
-            device: Where networks run.
+            config: Section ``handler`` of ``model-config.yaml``.
+            device: Device that networks run on.
 
         Raises:
-            ArchiveError: If the meta file is of a version that this handler does not know.
+            ArchiveError: If the meta file has a version that this handler cannot load.
         """
         self.config, self.device = config, device
         self.meta = json.loads((model_dir / self.meta_file).read_text())
@@ -239,73 +240,79 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
         )
 
     def replay_golden_rows(self, path: Path) -> None:
-        """Compare this handler's predictions with the ones that training computed.
+        """Compare the handler's predictions for the golden rows with those of training.
 
-        It also warms the handler up: the rows pass together, then one by one.
+        The rows are scored together, then one by one, which also warms the handler up.
 
         Raises:
-            ArchiveError: Naming the first row that is off.
+            ArchiveError: If a prediction differs; names the first such row.
         """
         golden = json.loads(path.read_text())
         rows, expected = golden["rows"], golden["predictions"]
         for start, stop in [(0, len(rows)), *((i, i + 1) for i in range(len(rows)))]:
-            [(_, body)], _ = self.answer([orjson.dumps({"data": rows[start:stop]})])
-            answer = orjson.loads(body)
-            if "predictions" not in answer:
-                raise ArchiveError(f"{GOLDEN_FILE}: rows {start}..{stop - 1}: {answer['message']}")
-            predictions = answer["predictions"]
+            [(status, body)], _ = self.answer([orjson.dumps({"data": rows[start:stop]})])
+            content = orjson.loads(body)
+            if status != OK:
+                raise ArchiveError(f"{GOLDEN_FILE}: rows {start}..{stop - 1}: {content['message']}")
+            predictions = content["predictions"]
             if self.flat_single and stop - start == 1:
                 predictions = [predictions]
             difference = first_difference(rows[start:stop], expected[start:stop], predictions)
             if difference is not None:
                 raise ArchiveError(difference)
-        # A replay is not traffic.
+        # The replay is not traffic.
         self.counts = FeatureCounts.zeros(len(self.feature_names))
         self.decoder.unknown.clear()
 
-    def answer(self, bodies: list[Any], failed: Failed = _log_failed) -> tuple[list[Answer], int]:
-        """Answer a batch of request bodies.
+    def answer(
+        self, bodies: list[Any], on_failure: OnFailure = _log_error
+    ) -> tuple[list[Response], int]:
+        """Respond to a batch of requests.
+
+        The gate calls this method of archives that earlier code has built; do not rename it.
 
         Args:
-            bodies: As they came, bytes; None for a request whose body did not reach us.
-            failed: Is told of a request that the model failed on; the log by default.
+            bodies: Request bodies as bytes; None if TorchServe did not pass the body on.
+            on_failure: Called for each request that the model fails to score.
 
         Returns:
-            A status and a JSON body for each request, and the number of rows scored.
+            Status and JSON body for each request, and the number of rows scored.
         """
-        answers: list[Answer] = [(OK, b"")] * len(bodies)
+        responses: list[Response] = [(OK, b"")] * len(bodies)
         requests: dict[int, list[Any]] = {}
         for i, body in enumerate(bodies):
             try:
-                requests[i] = self.decoder.decode(_as_bytes(body))
+                requests[i] = self.decoder.decode(body)
             except RequestError as error:
-                answers[i] = error.status, error.to_json()
-        scored, n_rows = self._score(requests, failed) if requests else ([], 0)
-        for i, answer in zip(requests, scored, strict=True):
-            answers[i] = answer
-        return answers, n_rows
+                responses[i] = error.status, error.to_json()
+        scored, n_rows = self._score(requests, on_failure) if requests else ([], 0)
+        for i, response in zip(requests, scored, strict=True):
+            responses[i] = response
+        return responses, n_rows
 
-    def _score(self, requests: dict[int, list[Any]], failed: Failed) -> tuple[list[Answer], int]:
-        """Answer requests that are rows; what fails is neither scored nor counted."""
-        counted = self.counts.copy()
+    def _score(
+        self, requests: dict[int, list[Any]], on_failure: OnFailure
+    ) -> tuple[list[Response], int]:
+        """Respond to decoded requests; those that fail do not count as scored rows."""
+        counts_before = self.counts.copy()
         rows = list(chain.from_iterable(requests.values()))
-        answers: list[Answer] = []
+        responses: list[Response] = []
         start = 0
         try:
             predictions = self._predict(rows)
             for request in requests.values():
                 share = predictions[start : start + len(request)]
-                answers.append((OK, b'{"predictions":%b}' % self.encode(share)))
+                responses.append((OK, b'{"predictions":%b}' % self.encode(share)))
                 start += len(request)
         except Exception as error:
-            self.counts.restore(counted)
-            if len(requests) > 1:  # One request must not take its batch-mates down.
-                alone = [self._score({i: request}, failed) for i, request in requests.items()]
-                return [answer for [answer], _ in alone], sum(n for _, n in alone)
-            failed(next(iter(requests)), error)
+            self.counts.restore(counts_before)
+            if len(requests) > 1:  # Score each request alone, to fail only those that must.
+                alone = [self._score({i: request}, on_failure) for i, request in requests.items()]
+                return [response for [response], _ in alone], sum(n for _, n in alone)
+            on_failure(next(iter(requests)), error)
             failure = RequestError(500, f"scoring failed: {type(error).__name__}; see the log")
             return [(failure.status, failure.to_json())], 0
-        return answers, len(rows)
+        return responses, len(rows)
 
     def _predict(self, rows: list[Any]) -> Predictions:
         chunks = [
@@ -320,13 +327,13 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
         else:
             predictions = np.concatenate(chunks)
         if not _finite(predictions):
-            # JSON has no NaN; orjson would write null, which Go reads as 0.
+            # JSON has no NaN: orjson would write null, which a Go client reads as 0.
             raise FloatingPointError("the model computed a prediction that is not finite")
         return predictions
 
 
 def _finite(value: Any) -> bool:
-    """Whether every number at any depth is finite."""
+    """Check that every number at any depth is finite."""
     if isinstance(value, list):
         return all(map(_finite, value))
     if isinstance(value, dict):
@@ -336,19 +343,8 @@ def _finite(value: Any) -> bool:
     return True
 
 
-def _as_bytes(body: Any) -> bytes | bytearray:
-    if isinstance(body, bytes | bytearray):
-        return body
-    if body is None:
-        raise RequestError(
-            400, "body: expected JSON, got a form; send Content-Type: application/json"
-        )
-    # A TorchServe that runs without our decode_input_request=false has parsed it already.
-    return orjson.dumps(body)
-
-
-def _device(wanted: str, context: Context) -> torch.device:
-    """``cuda`` in the config means: where there is one."""
-    if wanted == "cuda" and torch.cuda.is_available():
+def _device(configured: str, context: Context) -> torch.device:
+    """Return the worker's GPU if ``cuda`` is configured and available, else the CPU."""
+    if configured == "cuda" and torch.cuda.is_available():
         return torch.device("cuda", context.system_properties.get("gpu_id") or 0)
     return CPU

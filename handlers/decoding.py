@@ -1,4 +1,4 @@
-"""A request's bytes -> rows, or a message that says what is wrong with them."""
+"""Decodes and validates request bodies, with messages that say what is wrong where."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
+import orjson
 
 from handlers.errors import RequestError
 
-MAX_SHOWN = 60  # characters of a value in a message
+MAX_SHOWN = 60  # Most characters of a value in a message.
 EXAMPLE = '{"data": [{...}, ...]}'
 
 _LOCATED = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
 _EXPECTED = re.compile(r"^Expected `(?P<types>[^`]*)`(?: of length (?P<length>\d+))?")
 _INDEX = re.compile(r"^\[(\d+)\]")
-# msgspec's words for a type -> the reader's.
-_WORDS = {
+# Types as msgspec names them, and as messages name them.
+_TYPE_NAMES = {
     "float | null": "a number",
     "int | float | str | null": "a string or a number",
     "object | array": "an object or an array",
@@ -32,17 +33,17 @@ _WORDS = {
 
 
 class RequestDecoder:
-    """Decodes and validates request bodies with decoders compiled from the row's type.
+    """Decodes request bodies with decoders that are compiled from the type of a row.
 
     Args:
-        row_type: Makes the msgspec type of a row, with structs that forbid unknown fields or let
-            them pass.
-        names: Features in order; names an element of a vector in a message.
-        known: Every key that a row may have, at any depth.
-        max_rows: More rows than this in one request are refused.
+        row_type: Returns the msgspec type of a row, with structs that forbid unknown fields (True)
+            or ignore them (False).
+        names: Feature names in order, for messages about elements of vectors.
+        known: Keys that a row may have, at any depth.
+        max_rows: Most rows of one request.
 
     Attributes:
-        unknown: Keys that were ignored, by name; the reader may clear it.
+        unknown: How often each unknown key was ignored; its reader may clear it.
     """
 
     def __init__(
@@ -59,17 +60,25 @@ class RequestDecoder:
         self._lenient = _compile(row_type(False))
         self.unknown: Counter[str] = Counter()
 
-    def decode(self, body: bytes | bytearray) -> list[Any]:
-        """The rows of one request, at least one.
+    def decode(self, body: Any) -> list[Any]:
+        """Decode the rows of one request.
+
+        Args:
+            body: The body as it came: bytes; None for a form, whose body TorchServe keeps.
+
+        Returns:
+            At least one row.
 
         Raises:
-            RequestError: 400 if the body is not as the protocol says, 413 if it has too many rows.
+            RequestError: 400 if the body violates the protocol, 413 if it has too many rows.
         """
+        if not isinstance(body, bytes | bytearray):
+            body = _to_bytes(body)
         try:
             try:
                 data = self._strict.decode(body).data
             except msgspec.ValidationError:
-                # Most likely an unknown key, which is no error; any other one comes up again.
+                # Probably an unknown key, which is not an error. Any real error is raised again.
                 data = self._lenient.decode(body).data
                 self._count_unknown(msgspec.json.decode(body)["data"])
         except msgspec.ValidationError as error:
@@ -93,11 +102,11 @@ class RequestDecoder:
             for key, item in value.items():
                 if key not in self._known:
                     self.unknown[key] += 1
-                elif type(item) is dict or type(item) is list:  # a call for each number is dear
+                elif type(item) is dict or type(item) is list:  # Spares a call for each number.
                     self._count_unknown(item)
 
     def _explain(self, message: str, body: bytes | bytearray) -> str:
-        """Rewrite msgspec's message: where, what was expected, what came."""
+        """Turn msgspec's message into one that states the place, the expected and the given."""
         located = _LOCATED.match(message)
         what, path = (located["what"], located["path"] or "") if located else (message, "")
         if "missing required field" in what:
@@ -107,7 +116,7 @@ class RequestDecoder:
         try:
             got = _value_at(body, path)
         except (LookupError, ValueError, TypeError, RecursionError):
-            # Say, a key that comes twice with different values: the message does without.
+            # For example, a key that occurs twice with different values. Leave the value out.
             return f"{self._named(path) or 'body'}: {what}"
         if what == "Number out of range":
             expected, shown = "a number within float64", _clipped(str(got))
@@ -116,39 +125,47 @@ class RequestDecoder:
             expected = f"{len(names)} values ({', '.join(names)})"
             shown = str(len(got))
         else:
-            expected = _WORDS.get(match["types"], match["types"]) if match else what
+            expected = _TYPE_NAMES.get(match["types"], match["types"]) if match else what
             shown = _clipped(json.dumps(got, ensure_ascii=False))
         if not path:
             return f"body: expected an object like {EXAMPLE}, got {shown}"
         return f"{self._named(path)}: expected {expected}, got {shown}"
 
     def _named(self, path: str) -> str:
-        """``data[3][1]`` -> ``data[3].item_cvr``."""
+        """Replace the index of a vector's element by its name: ``data[3][1]`` -> ``data[3].x``."""
         match = re.fullmatch(r"(data\[\d+\])\[(\d+)\]", path)
         return f"{match[1]}.{self._names[int(match[2])]}" if match else path
 
 
+def _to_bytes(body: Any) -> bytes:
+    if body is None:
+        raise RequestError(
+            400, "body: expected JSON, got a form; send Content-Type: application/json"
+        )
+    # TorchServe has parsed the body because it runs without decode_input_request=false.
+    return orjson.dumps(body)
+
+
 def _compile(row: Any) -> msgspec.json.Decoder[Any]:
-    # Lists first: in a union, an object can only be a row.
-    request = msgspec.defstruct("Request", [("data", list[row] | _objects(row))])
+    request = msgspec.defstruct("Request", [("data", list[row] | _struct(row))])
     return msgspec.json.Decoder(request)
 
 
-def _objects(row: Any) -> Any:
-    """The members of a row's type that are objects: one of them may stand for a list of one."""
+def _struct(row: Any) -> Any:
+    """Return the struct of a row's type; ``data`` may be one such object instead of a list."""
     members = getattr(row, "__args__", (row,))
     return next(m for m in members if isinstance(m, type) and issubclass(m, msgspec.Struct))
 
 
 def _value_at(body: bytes | bytearray, path: str) -> Any:
-    """The value at a path like ``data[3].user_age``; numbers beyond float64 as their text."""
+    """Return the value at a path like ``data[3].user_age``; numbers beyond float64 as text."""
     value = json.loads(body, parse_float=_finite_or_text)
     while path:
         if match := _INDEX.match(path):
             value, path = value[int(match[1])], path[match.end() :]
         else:
             path = path.removeprefix(".")
-            # A key may hold any character, so the longest one that fits is the one meant.
+            # A key may contain any character, so take the longest key that matches.
             key = max((k for k in value if path.startswith(k)), key=len)
             value, path = value[key], path[len(key) :]
     return value

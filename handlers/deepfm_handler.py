@@ -12,7 +12,7 @@ from handlers.schema import Matrix
 
 
 class DeepFMHandler(FeatureRowsHandler):
-    """Scores with a DeepFM network: the probability of a click for each instance."""
+    """Predicts the click probability of each instance."""
 
     meta_file: ClassVar[str] = META_FILE
     arch_version: ClassVar[int] = ARCH_VERSION
@@ -25,7 +25,7 @@ class DeepFMHandler(FeatureRowsHandler):
 
     @torch.inference_mode()
     def score(self, matrix: Matrix) -> Scores:
-        """Click probabilities, float32 [B]."""
+        """Compute click probabilities, float32 [B]."""
         probabilities = self.click_probability(torch.from_numpy(matrix).to(self.device))
         scores: Scores = probabilities.cpu().numpy()
         return scores

@@ -1,6 +1,4 @@
-"""The errors that a caller or an operator gets to read."""
-
-from http import HTTPStatus
+"""Errors whose messages are meant for callers and operators."""
 
 import orjson
 
@@ -12,31 +10,31 @@ _TYPES = {
 
 
 class UserError(Exception):
-    """The user can put this right; the message says where, what was expected and what to do.
+    """An error that the user can fix.
 
-    Every command prints the message of a UserError without a traceback, and fails.
+    The message says where it is, what was expected and what to do. Commands print it without a
+    traceback and fail.
     """
 
 
 class RequestError(ValueError):
-    """One request cannot be answered; its batch-mates are not concerned.
+    """One request cannot be served; the other requests of its batch are not affected.
 
     Args:
-        status: HTTP status of the answer: 400, 413 or 500.
-        message: Where, what was expected, what came.
+        status: HTTP status of the response: 400, 413 or 500.
+        message: The place, what was expected there and what came.
     """
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
-        self.reason = HTTPStatus(status).phrase
 
     def to_json(self) -> bytes:
-        """The body in TorchServe's own shape: ``{"code": .., "type": .., "message": ..}``."""
-        # A lone surrogate echoed from the request is not UTF-8; the answer has to be.
+        """Return the response body, in TorchServe's format: code, type and message."""
+        # The message may quote a lone surrogate of the request, which UTF-8 cannot encode.
         message = str(self).encode("utf-8", "replace").decode()
         return orjson.dumps({"code": self.status, "type": _TYPES[self.status], "message": message})
 
 
 class ArchiveError(UserError):
-    """An archive or artifact folder must not be served: incomplete, altered, or skewed."""
+    """An archive or artifact folder is incomplete, altered or skewed and must not be served."""

@@ -1,8 +1,7 @@
-"""Handlers whose rows are features: an object by name, or a vector in order."""
+"""Handlers whose rows are features, as an object by name or as a vector in order."""
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from handlers.base import RecHandler
-from handlers.schema import VOCABULARIES_FILE, FeatureSchema, Matrix
+from handlers.schema import FeatureSchema, Matrix, read_vocabularies
 
 Scores = npt.NDArray[np.float32]
 
 
 class FeatureRowsHandler(RecHandler):
-    """Turns the rows of a batch into one matrix, and scores it.
+    """Encodes the rows of a batch as one matrix and scores it.
 
-    A model's handler is then short::
+    A handler then only loads and scores::
 
         class DeepFMHandler(FeatureRowsHandler):
             meta_file = "deepfm_feature_meta.json"
@@ -29,7 +28,7 @@ class FeatureRowsHandler(RecHandler):
             def score(self, matrix): ...
 
     Attributes:
-        schema: Of the model's inputs.
+        schema: Features of a row.
 
     Shapes: B instances, C matrix columns.
     """
@@ -38,14 +37,14 @@ class FeatureRowsHandler(RecHandler):
 
     @abstractmethod
     def load_weights(self, model_dir: Path) -> None:
-        """Load what scores; ``schema``, ``meta``, ``config`` and ``device`` are set."""
+        """Load the model; ``schema``, ``meta``, ``config`` and ``device`` are set already."""
 
     @abstractmethod
     def score(self, matrix: Matrix) -> Scores:
         """Score instances.
 
         Args:
-            matrix: As :meth:`FeatureSchema.matrix` makes it, float32 [B, C].
+            matrix: Result of :meth:`FeatureSchema.matrix`, float32 [B, C].
 
         Returns:
             float32 [B] or [B, ...].
@@ -53,25 +52,24 @@ class FeatureRowsHandler(RecHandler):
 
     @property
     def features_meta(self) -> list[dict[str, Any]]:
-        """The part of the meta file that describes a row's features."""
+        """Description of a row's features, from the meta file."""
         features: list[dict[str, Any]] = self.meta["features"]
         return features
 
     def load_model(self, model_dir: Path) -> None:
-        """Read the schema, then the weights."""
-        vocabularies = json.loads((model_dir / VOCABULARIES_FILE).read_text())
-        self.schema = FeatureSchema.from_json(self.features_meta, vocabularies)
+        """Load the schema, then the model."""
+        self.schema = FeatureSchema.from_json(self.features_meta, read_vocabularies(model_dir))
         self.feature_names = self.schema.names
         self.load_weights(model_dir)
 
     def row_type(self, forbid_unknown: bool) -> Any:
-        """An object of the schema's features, or a vector of them."""
+        """Return the type of a row: an object or a vector of the schema's features."""
         return self.schema.row_type(forbid_unknown)
 
     def describe_features(self) -> list[dict[str, Any]]:
-        """Type, default and training range of each feature."""
+        """Describe each feature: its kind, default and training range."""
         return self.schema.to_json()
 
     def predict(self, rows: list[Any]) -> Scores:
-        """One matrix for all rows, scored at once."""
+        """Score all rows as one matrix."""
         return self.score(self.schema.matrix(self.schema.raw_matrix(rows), self.counts))

@@ -1,6 +1,5 @@
 """Serves the nearest nodes of a node2vec embedding."""
 
-import json
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,25 +15,24 @@ from handlers.models.graph_recall import (
     VECTORS_FILE,
     Neighbours,
 )
-from handlers.schema import VOCABULARIES_FILE, Token, canonical_token
+from handlers.schema import Token, canonical_token, read_vocabularies
 
 
 class GraphRecallHandler(RecHandler):
-    """Answers a node with those that are nearest to it."""
+    """Finds the nearest nodes of a node."""
 
     meta_file: ClassVar[str] = META_FILE
     arch_version: ClassVar[int] = ARCH_VERSION
 
     def load_model(self, model_dir: Path) -> None:
-        """Read the nodes' ids and vectors."""
+        """Load the ids and the vectors of the nodes."""
         self.feature_names = ("user_id", "top_k")
-        vocabularies = json.loads((model_dir / VOCABULARIES_FILE).read_text())
-        self.node_ids: list[str] = vocabularies["user_id"]
+        self.node_ids = read_vocabularies(model_dir)["user_id"]
         self.nodes = {node_id: node for node, node_id in enumerate(self.node_ids)}
         self.neighbours = Neighbours.load(model_dir, int(self.config.get("threads", 1)))
 
     def row_type(self, forbid_unknown: bool) -> Any:
-        """An object with ``user_id`` and ``top_k``."""
+        """Return the type of a row: an object with ``user_id`` and ``top_k``."""
         return msgspec.defstruct(
             "Row",
             [("user_id", Token | None, None), ("top_k", float | None, None)],
@@ -42,13 +40,17 @@ class GraphRecallHandler(RecHandler):
         )
 
     def describe_features(self) -> list[dict[str, Any]]:
-        """The number of nodes, and the default and range of ``top_k``."""
+        """Describe the number of nodes, and the default and range of ``top_k``."""
         features: list[dict[str, Any]] = self.meta["features"]
         return features
 
     def predict(self, rows: list[Any]) -> list[Any]:
-        """``{"item_ids": [K], "scores": [K]}`` for each row, best first; empty if unknown."""
-        answers: list[Any] = [{"item_ids": [], "scores": []} for _ in rows]
+        """Find the nearest nodes of each row's node.
+
+        Returns:
+            ``{"item_ids": [K], "scores": [K]}`` for each row, best first; empty lists if unknown.
+        """
+        predictions: list[Any] = [{"item_ids": [], "scores": []} for _ in rows]
         nodes = [self._node(row.user_id) for row in rows]
         top_k = [self._top_k(row.top_k) for row in rows]
         known = [i for i, node in enumerate(nodes) if node is not None]
@@ -56,11 +58,12 @@ class GraphRecallHandler(RecHandler):
             np.array([nodes[i] for i in known], dtype=np.int64), [top_k[i] for i in known]
         )
         for i, (nearest, scores) in zip(known, found, strict=True):
-            answers[i] = {"item_ids": [self.node_ids[node] for node in nearest], "scores": scores}
-        return answers
+            item_ids = [self.node_ids[node] for node in nearest]
+            predictions[i] = {"item_ids": item_ids, "scores": scores}
+        return predictions
 
     def embed_items(self, items: list[Any], model_dir: Path) -> Vectors:
-        """Vectors of nodes."""
+        """Return the vectors of nodes."""
         table = np.load(model_dir / VECTORS_FILE, mmap_mode="r", allow_pickle=False)
         nodes = np.array([self.nodes.get(canonical_token(item), -1) for item in items])
         vectors = np.full((len(items), table.shape[1]), np.nan, dtype=np.float32)

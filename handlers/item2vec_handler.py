@@ -15,13 +15,13 @@ from handlers.models.item2vec import (
     VECTORS_FILES,
     TokenVectors,
     Vectors,
-    words,
+    word_tokens,
 )
 from handlers.schema import FIRST_TOKEN_INDEX, Feature, FeatureSchema, Token
 
 
 class Item2VecHandler(RecHandler):
-    """Answers with the mean of the vectors of a sequence's, or a text's, known tokens."""
+    """Embeds a sequence or a text as the mean vector of its known tokens."""
 
     meta_file: ClassVar[str] = META_FILE
     arch_version: ClassVar[int] = ARCH_VERSION
@@ -37,18 +37,18 @@ class Item2VecHandler(RecHandler):
         self.feature_names = self.schema.names
 
     def row_type(self, forbid_unknown: bool) -> Any:
-        """An object with a ``sequence`` of tokens, or with a ``text``."""
+        """Return the type of a row: an object with a ``sequence`` of tokens or a ``text``."""
         value: Any = str if self.key == "text" else list[Token | None]
         return msgspec.defstruct(
             "Row", [(self.key, value | None, None)], forbid_unknown_fields=forbid_unknown
         )
 
     def describe_features(self) -> list[dict[str, Any]]:
-        """The size of the vocabulary."""
+        """Describe the vocabulary."""
         return self.schema.to_json()
 
     def predict(self, rows: list[Any]) -> Vectors:
-        """Mean vectors, float32 [B, D]."""
+        """Compute mean vectors, float32 [B, D]."""
         sequences = [self._tokens(getattr(row, self.key)) for row in rows]
         flat = [token for sequence in sequences for token in sequence]
         column = self.schema.matrix(self.schema.raw_columns({self.key: flat}), self.counts)
@@ -56,7 +56,7 @@ class Item2VecHandler(RecHandler):
         return self.vectors.means(np.split(column[:, 0].astype(np.int64), ends[:-1]))
 
     def embed_items(self, items: list[Any], model_dir: Path) -> Vectors:
-        """OUT vectors of tokens: alike to the answer for what comes before them."""
+        """Return the OUT vectors of tokens: close to the predictions for what precedes them."""
         index = self.schema.raw_columns({self.key: items})[:, 0].astype(np.int64)
         known = index >= FIRST_TOKEN_INDEX
         table = np.load(model_dir / OUT_VECTORS_FILES[self.meta["mode"]], allow_pickle=False)
@@ -68,4 +68,4 @@ class Item2VecHandler(RecHandler):
         if value is None:
             self.counts.missing[0] += 1
             return []
-        return words(value) if self.key == "text" else value
+        return word_tokens(value) if self.key == "text" else value

@@ -1,4 +1,4 @@
-"""How everything here logs: text for people, or with ``LOG_FORMAT=json`` a JSON object a line."""
+"""The log format of all processes: text, or one JSON object a line with ``LOG_FORMAT=json``."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import orjson
 
 FORMATS = ("text", "json")
 
-# What every line of this process is about.
+# Fields of every JSON line of this process.
 _about: dict[str, Any] = {}
 
 
 class JsonFormatter(logging.Formatter):
-    """A log record as one line of JSON, with the fields that came as ``extra={"fields": ...}``."""
+    """Formats a record as a line of JSON, with the fields of ``extra={"fields": {...}}``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Return the line."""
         line = {
             "time": datetime.fromtimestamp(record.created, UTC),
             "level": record.levelname,
@@ -31,22 +31,22 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        # A lone surrogate, of a path or a request, is not UTF-8.
+        # A path or a request may contain a lone surrogate, which UTF-8 cannot encode.
         line = {key: _encodable(value) for key, value in line.items()}
         return orjson.dumps(line, default=str).decode()
 
 
 class TextFormatter(logging.Formatter):
-    """The message, marked where something is wrong."""
+    """Formats a record as its message, with the level in front of warnings and errors."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, and the traceback if there is one."""
+        """Return the line, and the traceback if there is one."""
         line = super().format(record)
         return line if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {line}"
 
 
 class _StderrHandler(logging.Handler):
-    """Writes to what is stderr now, which tests replace."""
+    """Writes to the current ``sys.stderr``, which tests replace."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr, flush=True)
@@ -56,10 +56,10 @@ _stderr = _StderrHandler()
 
 
 def to_stderr(level: int = logging.INFO) -> None:
-    """Let a command's log go to stderr; stdout is for results.
+    """Log to stderr, as commands do; stdout is for results.
 
     Args:
-        level: The least that is logged.
+        level: Lowest level that is logged.
     """
     _stderr.setFormatter(formatter())
     root = logging.getLogger()
@@ -70,12 +70,24 @@ def to_stderr(level: int = logging.INFO) -> None:
 
 
 def formatter() -> logging.Formatter:
-    """The one that ``LOG_FORMAT`` chooses."""
+    """Return the formatter that ``LOG_FORMAT`` selects."""
     return JsonFormatter() if os.environ.get("LOG_FORMAT") == "json" else TextFormatter()
 
 
+def configure_worker() -> None:
+    """Log from a TorchServe worker: our messages to stdout, others from WARNING on."""
+    # At INFO the worker logs several lines a batch, and TorchServe reads and parses each of them.
+    logging.getLogger().setLevel(logging.WARNING)
+    # Not on the root logger: TorchServe parses the lines that its own metrics logger prints.
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(formatter())
+    ours = logging.getLogger(__package__)
+    ours.addHandler(handler)
+    ours.propagate = False
+
+
 def about(**fields: Any) -> None:
-    """Name what this process works on, such as a model and a version, in its JSON lines."""
+    """Add fields to the JSON lines of this process, such as the model and version at work."""
     _about.update(fields)
 
 

@@ -1,13 +1,14 @@
-"""What a model's features are, and how raw values become its input matrix.
+"""The features of a model, and the encoding of raw values as its input matrix.
 
-Training and serving call the same :meth:`FeatureSchema.matrix`, so they cannot treat a missing
-value, an overflow or a cross feature differently.
+Training and serving both call :meth:`FeatureSchema.matrix`, so they cannot treat a missing value,
+an overflow or a cross feature differently.
 
 Shapes: B instances, F features, C matrix columns (F, plus one for each hashed category).
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import struct
@@ -17,12 +18,15 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from itertools import chain
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 from msgspec.structs import astuple
+
+from handlers.counts import FeatureCounts
 
 SCHEMA_VERSION = 1
 VOCABULARIES_FILE = "vocabularies.json"
@@ -31,7 +35,7 @@ MISSING_INDEX = 0
 OOV_INDEX = 1
 FIRST_TOKEN_INDEX = 2
 
-# An id that a missing cell in its column turned into a float.
+# pandas reads a column of integer ids with a missing cell as floats.
 ID_AS_FLOAT = r"(-?[0-9]+)\.0"
 _ID_AS_FLOAT = re.compile(ID_AS_FLOAT)
 
@@ -41,7 +45,7 @@ RawMatrix = npt.NDArray[np.float64]
 
 
 def canonical_token(value: Token) -> str:
-    """The one spelling of a category: 196, 196.0, "196" and "196.0" are the same token."""
+    """Return the one spelling of a token: 196, 196.0, "196" and "196.0" are the same token."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     match = _ID_AS_FLOAT.fullmatch(text := str(value))
@@ -49,7 +53,7 @@ def canonical_token(value: Token) -> str:
 
 
 class _Indices(dict[Token | None, int]):
-    """Indices of tokens, in whatever spelling they come."""
+    """Indices of tokens in any spelling; unknown tokens have the out-of-vocabulary index."""
 
     def __missing__(self, token: Token | None) -> int:
         return OOV_INDEX if token is None else self.get(canonical_token(token), OOV_INDEX)
@@ -60,16 +64,17 @@ class Feature:
     """One input of a model.
 
     Attributes:
-        name: The key in a request's row and the column in the training data.
-        kind: ``number``, or ``category`` for an id or a string with a vocabulary.
-        default: Stands in for a missing number. None means that training saw missing cells, so
-            NaN goes through and the model takes the path that it learned for it.
+        name: Key in a request's row and column in the training data.
+        kind: ``number``, or ``category`` for an id or a string.
+        default: Replaces a missing number. None if training saw missing cells: NaN then reaches
+            the model, which has learned how to treat it.
         train_range: Smallest and largest number of the training split.
-        product_of: Two numbers whose product this cross feature is when a row does not bring it.
-        vocabulary: The known tokens of a category; token i has index i + 2, after 0 for missing
-            and 1 for out of vocabulary.
-        hash_buckets: When > 0, a category too large for a vocabulary: it takes two matrix
-            columns, each one stable hash of the token modulo this number.
+        product_of: Makes this a cross feature: the two numbers whose product replaces a missing
+            value.
+        vocabulary: Known tokens of a category; token i has index i + 2, after 0 for missing and
+            1 for out of vocabulary.
+        hash_buckets: If positive, the category is too large for a vocabulary and takes two matrix
+            columns, each a stable hash of the token modulo this number.
     """
 
     name: str
@@ -82,27 +87,27 @@ class Feature:
 
     @property
     def width(self) -> int:
-        """How many matrix columns the feature takes."""
+        """Number of matrix columns of the feature."""
         return 2 if self.hash_buckets else 1
 
     @property
     def cardinality(self) -> int:
-        """Number of distinct indices of a category, the two reserved ones included; else 0."""
+        """Number of indices of a category, including the two reserved ones; 0 for a number."""
         if self.kind == "number":
             return 0
         return FIRST_TOKEN_INDEX + (self.hash_buckets or len(self.vocabulary))
 
 
 class _CategoryEncoder:
-    """Tokens of one category -> matrix columns of indices."""
+    """Encodes the tokens of one category as matrix columns of indices."""
 
     def __init__(self, feature: Feature) -> None:
         self._buckets = feature.hash_buckets
         self._index = _Indices({None: MISSING_INDEX})
         for i, token in enumerate(feature.vocabulary, start=FIRST_TOKEN_INDEX):
             self._index[token] = i
-            # JSON numbers find their token without a conversion for each value: as dictionary
-            # keys, 196 and 196.0 are one.
+            # With the number as a key too, a JSON number needs no conversion to text at serving
+            # time. As dictionary keys, 196 and 196.0 are the same.
             for parse in (int, float):
                 try:
                     number = parse(token)
@@ -112,7 +117,7 @@ class _CategoryEncoder:
                     self._index[number] = i
 
     def encode(self, tokens: Iterable[Token | None]) -> RawMatrix:
-        """Indices, float64 [B, width]; a float64 holds them exactly."""
+        """Return indices, float64 [B, width]; every index fits a float64 exactly."""
         if self._buckets:
             hashed = [self._hash(token) for token in tokens]
             return np.array(hashed, dtype=np.float64).reshape(-1, 2)
@@ -130,38 +135,6 @@ class _CategoryEncoder:
         )
 
 
-@dataclass(slots=True)
-class FeatureCounts:
-    """How often each feature of a schema came in a way worth watching.
-
-    Attributes:
-        missing: Absent or null, int64 [F]. A cross feature that is computed does not count.
-        out_of_range: Outside the training range or beyond float32, int64 [F].
-        out_of_vocabulary: Category tokens that training did not keep, int64 [F].
-    """
-
-    missing: npt.NDArray[np.int64]
-    out_of_range: npt.NDArray[np.int64]
-    out_of_vocabulary: npt.NDArray[np.int64]
-
-    @classmethod
-    def zeros(cls, n_features: int) -> FeatureCounts:
-        """Counts at zero."""
-        return cls(*(np.zeros(n_features, dtype=np.int64) for _ in range(3)))
-
-    def copy(self) -> FeatureCounts:
-        """What :meth:`restore` goes back to."""
-        return FeatureCounts(
-            self.missing.copy(), self.out_of_range.copy(), self.out_of_vocabulary.copy()
-        )
-
-    def restore(self, earlier: FeatureCounts) -> None:
-        """Go back to earlier counts, in place."""
-        self.missing[:] = earlier.missing
-        self.out_of_range[:] = earlier.out_of_range
-        self.out_of_vocabulary[:] = earlier.out_of_vocabulary
-
-
 def _value_type(feature: Feature) -> Any:
     return float | None if feature.kind == "number" else str | int | float | None
 
@@ -170,15 +143,16 @@ class FeatureSchema:
     """The features of a model in their order.
 
     Args:
-        features: At least one; names are unique; ``product_of`` names numbers of this schema.
+        features: At least one, with unique names; ``product_of`` names numbers of this schema.
 
     Attributes:
-        names: Of the features.
+        features: The features.
+        names: Names of the features.
         starts: First matrix column of each feature, int64 [F].
         n_columns: C.
 
     Raises:
-        ValueError: If that does not hold.
+        ValueError: If the features do not meet these conditions.
     """
 
     def __init__(self, features: Sequence[Feature]) -> None:
@@ -215,18 +189,18 @@ class FeatureSchema:
 
     @property
     def column_features(self) -> list[Feature]:
-        """The feature behind each matrix column, C long."""
+        """Feature of each matrix column, C long."""
         return [f for f in self.features for _ in range(f.width)]
 
     @property
     def cardinalities(self) -> list[int]:
-        """Number of indices of each matrix column, 0 for a number, C long."""
+        """Number of indices in each matrix column, 0 for a number, C long."""
         return [f.cardinality for f in self.column_features]
 
-    # Rows of a request
+    # Rows of requests
 
     def row_struct(self, forbid_unknown: bool) -> type[msgspec.Struct]:
-        """A struct that decodes and validates one row given as an object."""
+        """Return a struct type that decodes and validates a row given as an object."""
         fields: list[tuple[str, Any, Any]] = [
             (f"f{i}", _value_type(f), math.nan if f.kind == "number" else None)
             for i, f in enumerate(self.features)
@@ -237,33 +211,33 @@ class FeatureSchema:
         )
 
     def row_type(self, forbid_unknown: bool) -> Any:
-        """The type of one row: an object, or a vector of exactly F values."""
+        """Return the type of a row: an object, or a vector of exactly F values."""
         vector: Any = types.GenericAlias(tuple, tuple(_value_type(f) for f in self.features))
         return self.row_struct(forbid_unknown) | vector
 
     def raw_matrix(self, rows: Sequence[Any]) -> RawMatrix:
-        """Rows decoded by :meth:`row_type` -> values with NaN for missing, float64 [B, C]."""
+        """Convert rows of :meth:`row_type` to values with NaN for missing, float64 [B, C]."""
         values = [row if type(row) is tuple else astuple(row) for row in rows]
         if self._encoders:
             return self.raw_columns(dict(zip(self.names, zip(*values, strict=True), strict=True)))
         flat = list(chain.from_iterable(values))
         try:
-            # A sixth of the time of np.array, which takes null as well.
+            # struct.pack takes a sixth of the time of np.array, but refuses None.
             return np.frombuffer(struct.pack(f"{len(flat)}d", *flat)).reshape(len(rows), -1)
         except struct.error:
             return np.array(flat, dtype=np.float64).reshape(len(rows), -1)
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> Matrix:
-        """Rows as objects of values that are valid -> float32 [B, C]."""
+        """Encode rows given as objects with valid values, float32 [B, C]."""
         row_type = self.row_struct(forbid_unknown=False)
         return self.matrix(self.raw_matrix([msgspec.convert(row, row_type) for row in rows]))
 
     def raw_columns(self, columns: Mapping[str, Collection[Any]]) -> RawMatrix:
-        """Columns of equal length -> values with NaN for missing, float64 [B, C].
+        """Convert columns of equal length to values with NaN for missing, float64 [B, C].
 
         Args:
-            columns: By feature name; a cross feature may be left out. Numbers with None or NaN
-                for missing; tokens with None for missing.
+            columns: Values by feature name; a cross feature may be left out. A missing number is
+                None or NaN, a missing token None.
         """
         n_rows = len(next(iter(columns.values())))
         raw = np.full((n_rows, self.n_columns), np.nan)
@@ -277,14 +251,14 @@ class FeatureSchema:
                 raw[:, target.start] = np.asarray(values, dtype=np.float64)
         return raw
 
-    # Values of both
+    # Values from rows or columns
 
     def matrix(self, raw: RawMatrix, counts: FeatureCounts | None = None) -> Matrix:
-        """Fill what is missing, compute the crosses, count what is unusual.
+        """Fill missing values, compute cross features and count unusual values.
 
         Args:
             raw: Values with NaN for missing, float64 [B, C].
-            counts: Is added to.
+            counts: Gets the numbers of unusual values.
 
         Returns:
             float32 [B, C], free of infinities; NaN only where a feature's default is None.
@@ -292,7 +266,7 @@ class FeatureSchema:
         with np.errstate(over="ignore"):
             x = raw.astype(np.float32)
         if counts is not None:
-            # NaN compares false; an overflow became an infinity, which is outside every range.
+            # NaN compares false. An overflow is now an infinity, which is outside every range.
             self._add(counts.out_of_range, (x < self._low) | (x > self._high))
             if self._encoders:
                 self._add(counts.out_of_vocabulary, self._category & (x == OOV_INDEX))
@@ -312,13 +286,13 @@ class FeatureSchema:
         return x
 
     def _add(self, total: npt.NDArray[np.int64], hits: npt.NDArray[np.bool_]) -> None:
-        # A hashed category's two columns agree, so the first one of each feature counts.
+        # The two columns of a hashed category agree, so the first column of each feature is enough.
         total += hits.sum(axis=0)[self.starts]
 
     # JSON
 
     def to_json(self) -> list[dict[str, Any]]:
-        """The features as the meta file holds them; vocabularies go to a file of their own."""
+        """Return the features as stored in the meta file; vocabularies have their own file."""
         items = []
         for f in self.features:
             item = asdict(f)
@@ -327,14 +301,18 @@ class FeatureSchema:
         return items
 
     def vocabularies(self) -> dict[str, list[str]]:
-        """Tokens by category feature."""
+        """Return the tokens of each category by its name."""
         return {f.name: list(f.vocabulary) for f in self.features if f.kind == "category"}
 
     @classmethod
     def from_json(
         cls, items: Sequence[Mapping[str, Any]], vocabularies: Mapping[str, Sequence[str]]
     ) -> FeatureSchema:
-        """The inverse of :meth:`to_json` and :meth:`vocabularies`."""
+        """Build a schema from the results of :meth:`to_json` and :meth:`vocabularies`.
+
+        Raises:
+            ValueError: If a vocabulary does not have the size that its feature states.
+        """
         features = []
         for item in items:
             values = {key: item[key] for key in item if key != "vocabulary_size"}
@@ -349,3 +327,9 @@ class FeatureSchema:
                 )
             features.append(Feature(**values, vocabulary=tokens))
         return cls(features)
+
+
+def read_vocabularies(model_dir: Path) -> dict[str, list[str]]:
+    """Read the tokens of each category from an unpacked archive or artifact folder."""
+    vocabularies: dict[str, list[str]] = json.loads((model_dir / VOCABULARIES_FILE).read_text())
+    return vocabularies

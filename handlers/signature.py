@@ -1,4 +1,4 @@
-"""What an archive says of itself, and the checks that make it keep its word."""
+"""The self-description of an archive, and the checks of an archive against it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from handlers.errors import ArchiveError
 SIGNATURE_FILE = "signature.json"
 GOLDEN_FILE = "golden.json"
 GOLDEN_TOLERANCE = 1e-5
-# What every handler imports.
+# Imported by every handler.
 SHARED_LIBRARIES = ("torch", "numpy", "msgspec", "orjson", "torchserve")
 
 MANIFEST_FILE = "MAR-INF/MANIFEST.json"
@@ -28,15 +28,16 @@ class Signature:
     """The self-description of an archive, ``signature.json``.
 
     Attributes:
-        model_name: As in the URL.
-        model_version: As in the URL.
-        handler: The file that TorchServe imports.
+        model_name: Name of the model in URLs.
+        model_version: Version in URLs.
+        handler: File that TorchServe imports.
         features: Name, kind, default and training range of each input, in order.
-        output: What one row of ``predictions`` is.
-        libraries: Versions that the archive was made with.
+        output: Description of one prediction.
+        libraries: Versions of Python and libraries that the archive was built with.
         files: sha256 of every other file of the archive, by path.
-        space_id: Of an embedding model: vectors of the same space can be compared.
-        collection: Of an embedding model: where the items of its space are looked up.
+        space_id: Identifier of an embedding model's vector space; only vectors of the same space
+            can be compared.
+        collection: Collection of an index that holds the items of that space.
     """
 
     model_name: str
@@ -50,12 +51,12 @@ class Signature:
     collection: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As written to the archive."""
+        """Return the content of ``signature.json``."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Signature:
-        """Read it back.
+        """Parse the content of ``signature.json``.
 
         Raises:
             ArchiveError: If the text is not a signature.
@@ -67,17 +68,17 @@ class Signature:
 
 
 def library_versions(own: Sequence[str] = ()) -> dict[str, str]:
-    """Versions of Python and of the libraries that decide what an archive computes.
+    """Return the versions of Python and of the libraries that an archive's predictions depend on.
 
     Args:
-        own: Distributions that the model needs beside those of every handler.
+        own: Distributions that the model needs in addition to those of every handler.
     """
     names = sorted({*SHARED_LIBRARIES, *own})
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
 
 
 def sha256(data: bytes) -> str:
-    """Hexadecimal digest."""
+    """Return the hexadecimal SHA-256 digest."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -85,7 +86,7 @@ def verify_folder(folder: Path) -> Signature:
     """Check an unpacked archive against its signature.
 
     Raises:
-        ArchiveError: Naming the first file that is missing, altered or not listed.
+        ArchiveError: If a file is missing, altered or not listed; names the first one.
     """
     paths = [p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     names = [p.relative_to(folder).as_posix() for p in paths]
@@ -93,10 +94,10 @@ def verify_folder(folder: Path) -> Signature:
 
 
 def verify_archive(mar: Path) -> Signature:
-    """Check a ``.mar`` against its signature, before any of its code is loaded.
+    """Check a ``.mar`` against its signature, without loading any of its code.
 
     Raises:
-        ArchiveError: Naming the first file that is missing, altered or not listed.
+        ArchiveError: If a file is missing, altered or not listed; names the first one.
     """
     try:
         with zipfile.ZipFile(mar) as archive:
@@ -127,7 +128,10 @@ def _verify(where: str, names: Iterable[str], read: Callable[[str], bytes]) -> S
 
 
 def _check_manifest(where: str, signature: Signature, text: bytes) -> None:
-    """The archiver writes the manifest after the signature, and it names the code to run."""
+    """Check the manifest, which names the code to run.
+
+    The signature has no hash of it, because the archiver writes it after the signature.
+    """
     try:
         model = json.loads(text)["model"]
         got = [str(model[key]) for key in ("modelName", "modelVersion", "handler")]
@@ -146,35 +150,35 @@ def first_difference(
 ) -> str | None:
     """Compare golden predictions with replayed ones.
 
-    Numbers may differ by 1e-5, relative above 1.
+    Numbers may differ by 1e-5: absolute up to 1, relative above.
 
     Returns:
-        A message that names the row, or None when all agree.
+        A message that names the first row that differs, or None.
     """
     if len(expected) != len(got):
         return f"expected {len(expected)} predictions, got {len(got)}"
-    for i, (row, want, have) in enumerate(zip(rows, expected, got, strict=True)):
-        if not _close(want, have):
+    for i, (row, want, actual) in enumerate(zip(rows, expected, got, strict=True)):
+        if not _close(want, actual):
             return (
-                f"{GOLDEN_FILE}: row {i}: training computed {want}, this handler computes {have} "
+                f"{GOLDEN_FILE}: row {i}: training computed {want}, this handler computes {actual} "
                 f"for {json.dumps(row)}"
             )
     return None
 
 
-def _close(want: Any, have: Any) -> bool:
-    if isinstance(want, dict):
+def _close(expected: Any, got: Any) -> bool:
+    if isinstance(expected, dict):
         return (
-            isinstance(have, dict)
-            and want.keys() == have.keys()
-            and all(_close(want[key], have[key]) for key in want)
+            isinstance(got, dict)
+            and expected.keys() == got.keys()
+            and all(_close(expected[key], got[key]) for key in expected)
         )
-    if isinstance(want, list):
+    if isinstance(expected, list):
         return (
-            isinstance(have, list)
-            and len(want) == len(have)
-            and all(_close(w, h) for w, h in zip(want, have, strict=True))
+            isinstance(got, list)
+            and len(expected) == len(got)
+            and all(_close(e, g) for e, g in zip(expected, got, strict=True))
         )
-    if isinstance(want, int | float) and isinstance(have, int | float):
-        return abs(want - have) <= GOLDEN_TOLERANCE * max(1.0, abs(want))
-    return bool(want == have)
+    if isinstance(expected, int | float) and isinstance(got, int | float):
+        return abs(expected - got) <= GOLDEN_TOLERANCE * max(1.0, abs(expected))
+    return bool(expected == got)

@@ -1,7 +1,7 @@
-"""Counters and a latency histogram of one worker, handed to TorchServe once a second.
+"""Counters and a latency histogram of one worker, passed to TorchServe once a second.
 
-TorchServe reads each metric as a line of the worker's output and parses it with a regular
-expression, so a line per request would cost more than most predictions do.
+TorchServe reads each metric from a line of the worker's output, which it parses with a regular
+expression. A line per request would take more time than most predictions.
 """
 
 from __future__ import annotations
@@ -17,39 +17,44 @@ from typing import Any
 from ts.metrics.caching_metric import CachingMetric
 from ts.metrics.metric_type_enum import MetricTypes
 
-from handlers.schema import FeatureCounts
+from handlers.counts import FeatureCounts
 
 FLUSH_INTERVAL_S = 1.0
 LATENCY_BUCKETS_MS = (0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 1000)
-# Callers choose the names of unknown features; Prometheus must not grow with their fantasy.
+# Callers choose the names of unknown features, so the number of labels needs a limit.
 MAX_UNKNOWN_LABELS = 64
 OTHER = "other"
 
 
-class _Muted(CachingMetric):  # type: ignore[misc]
-    """Swallows a metric that TorchServe would emit for every batch."""
+class _DiscardedMetric(CachingMetric):  # type: ignore[misc]
+    """A metric whose values are discarded.
+
+    TorchServe's worker adds a value to ``PredictionTime`` after every batch, which prints a line,
+    and has no setting to prevent it. It looks the metric up in its cache by name, so a metric of
+    this class, put there beforehand, receives the values.
+    """
 
     def add_or_update(self, *args: Any, **kwargs: Any) -> None:
-        """Drop the value."""
+        """Discard the value."""
 
 
 class Telemetry:
-    """Collects what one worker sees of its model's requests.
+    """Collects the metrics of one worker.
 
-    Series, all counters with the labels ``model_name`` and ``model_version``:
+    All series are counters with the labels ``model_name`` and ``model_version``:
 
     - ``recmar_feature_{missing,out_of_range,out_of_vocabulary,unknown}`` by ``feature``
-    - ``recmar_handler_latency_ms_bucket`` by ``le``, with ``_sum`` and ``_count``: the time that a
-      request's batch spends in the handler
-    - ``recmar_rows`` and, by ``status``, ``recmar_requests``
+    - ``recmar_handler_latency_ms_bucket`` by ``le``, with ``_sum`` and ``_count``: the time that
+      the batch of a request spends in the handler
+    - ``recmar_requests`` by ``status``, and ``recmar_rows``
 
     Args:
         cache: TorchServe's metrics cache, ``context.metrics``.
-        model_name: As in the URL.
-        model_version: As in the URL.
-        features: Names behind the arrays of the counts.
-        counts: Is added to by the handler, and set back to zero at each flush.
-        unknown: The same for names that the model does not know.
+        model_name: Name of the model in URLs.
+        model_version: Version in URLs.
+        features: Feature names, in the order of the counts.
+        counts: Counts that the handler adds to; each flush sets them to zero.
+        unknown: Counts of unknown feature names; each flush clears them.
     """
 
     def __init__(
@@ -73,7 +78,7 @@ class Telemetry:
         self._rows = 0
         self._metrics: dict[str, CachingMetric] = {}
         self._lock = threading.Lock()
-        cache.cache[MetricTypes.GAUGE]["PredictionTime"] = _Muted("PredictionTime", "ms")
+        cache.cache[MetricTypes.GAUGE]["PredictionTime"] = _DiscardedMetric("PredictionTime", "ms")
         logging.getLogger("ts.metrics.caching_metric").setLevel(logging.INFO)
         threading.Thread(target=self._flush_forever, daemon=True, name="telemetry").start()
 
@@ -81,9 +86,9 @@ class Telemetry:
         """Record one batch.
 
         Args:
-            latency_ms: Time in the handler, shared by the batch's requests.
-            n_rows: Rows scored.
-            statuses: Requests by HTTP status.
+            latency_ms: Time in the handler, the same for all requests of the batch.
+            n_rows: Number of rows scored.
+            statuses: Number of requests by HTTP status.
         """
         with self._lock:
             n_requests = statuses.total()
@@ -98,7 +103,7 @@ class Telemetry:
             self.flush()
 
     def flush(self) -> None:
-        """Emit what came since the last flush."""
+        """Emit everything recorded since the last flush."""
         with self._lock:
             statuses, self._statuses = self._statuses, Counter()
             buckets, self._buckets = self._buckets, [0] * len(self._buckets)
@@ -126,12 +131,12 @@ class Telemetry:
                 self._emit(f"feature_{kind}", n, "feature", self._features[i])
         unknown: Counter[str] = Counter()
         for name in list(self._unknown):
-            unknown[self._known(name)] += self._unknown.pop(name)
+            unknown[self._label(name)] += self._unknown.pop(name)
         for label, n in unknown.items():
             self._emit("feature_unknown", n, "feature", label)
 
-    def _known(self, name: str) -> str:
-        """The label of an unknown feature: its name while there are few, else ``other``."""
+    def _label(self, name: str) -> str:
+        """Return the label of an unknown feature: the first 64 names, ``other`` for the rest."""
         if len(self._unknown_labels) < MAX_UNKNOWN_LABELS:
             self._unknown_labels.add(name)
         return name if name in self._unknown_labels else OTHER
@@ -142,6 +147,6 @@ class Telemetry:
             labels = ["model_name", "model_version", *([label] if label else [])]
             metric = self._cache.add_metric_to_cache(f"recmar_{name}", "count", labels)
             self._metrics[name] = metric
-        # The line is split at commas, colons and bars.
+        # TorchServe splits the line at commas, colons and bars.
         safe = re.sub(r"[^\w.+-]", "_", label_value)[:64]
         metric.add_or_update(value, [*self._labels, *([safe] if label else [])])

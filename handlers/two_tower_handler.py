@@ -1,6 +1,5 @@
 """Serves one tower of the two-tower model."""
 
-import json
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,11 +9,11 @@ from handlers.base import CHUNK_ROWS, Vectors
 from handlers.feature_rows import FeatureRowsHandler, Scores
 from handlers.models.two_tower import ARCH_VERSION, META_FILE, WEIGHTS_FILE, TwoTower
 from handlers.models.weights import load_network
-from handlers.schema import VOCABULARIES_FILE, FeatureSchema, Matrix
+from handlers.schema import FeatureSchema, Matrix, read_vocabularies
 
 
 class TwoTowerHandler(FeatureRowsHandler):
-    """Embeds users, or items where the config says ``tower: item``."""
+    """Embeds users or items, depending on ``tower`` in the config."""
 
     meta_file: ClassVar[str] = META_FILE
     arch_version: ClassVar[int] = ARCH_VERSION
@@ -22,7 +21,7 @@ class TwoTowerHandler(FeatureRowsHandler):
 
     @property
     def features_meta(self) -> list[dict[str, Any]]:
-        """The features of the tower."""
+        """Description of the tower's features, from the meta file."""
         features: list[dict[str, Any]] = self.meta[f"{self.config['tower']}_features"]
         return features
 
@@ -33,14 +32,14 @@ class TwoTowerHandler(FeatureRowsHandler):
 
     @torch.inference_mode()
     def score(self, matrix: Matrix) -> Scores:
-        """Vectors of length 1, float32 [B, D]."""
+        """Compute embeddings of unit length, float32 [B, D]."""
         vectors: Scores = self.tower(torch.from_numpy(matrix).to(self.device)).cpu().numpy()
         return vectors
 
     @torch.inference_mode()
     def embed_items(self, items: list[Any], model_dir: Path) -> Vectors:
-        """Vectors of items by their features."""
-        vocabularies = json.loads((model_dir / VOCABULARIES_FILE).read_text())
+        """Compute item embeddings from the items' features."""
+        vocabularies = read_vocabularies(model_dir)
         schema = FeatureSchema.from_json(self.meta["item_features"], vocabularies)
         tower = load_network(TwoTower, model_dir / WEIGHTS_FILE, self.device).item
         matrix = torch.from_numpy(schema.encode(items)).to(self.device)

@@ -9,16 +9,16 @@ from handlers.schema import Matrix
 
 
 class XgbHandler(FeatureRowsHandler):
-    """Scores with an XGBoost booster: the probability of a click for each instance."""
+    """Predicts the click probability of each instance."""
 
     meta_file: ClassVar[str] = META_FILE
     arch_version: ClassVar[int] = ARCH_VERSION
 
     def load_weights(self, model_dir: Path) -> None:
-        """Load the booster and the maps to its inputs."""
+        """Load the booster and the encoding of its inputs."""
         self.inputs = TreeInputs.load(model_dir)
         self.booster = DenseBooster(model_dir / BOOSTER_FILE, str(self.device))
 
     def score(self, matrix: Matrix) -> Scores:
-        """Click probabilities, float32 [B]."""
+        """Compute click probabilities, float32 [B]."""
         return self.booster(self.inputs(matrix))

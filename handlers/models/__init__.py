@@ -1,1 +1,1 @@
-"""The models, one a file, and what they share: layers, texts, weights files."""
+"""The models, one per file, and what they share: layers, text and weights files."""

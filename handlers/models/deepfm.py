@@ -1,7 +1,7 @@
 """DeepFM (Guo et al., 2017, arXiv:1703.04247).
 
-Differs from the paper in its inputs: a number is a field too, whose vector is the embedding of its
-quantile bin plus its standardized value times a vector; the deep part sees the values as well.
+It differs from the paper in its inputs. A number is a field too, whose vector is the embedding of
+its quantile bin plus its standardized value times a vector; the deep part also reads the values.
 
 Shapes: B instances, C matrix columns, F fields, D embedding dim.
 """
@@ -22,7 +22,7 @@ WEIGHTS_FILE = "deepfm_model.pt"
 
 
 class DeepFM(RankingNetwork):
-    """Sum of a linear model, a factorization machine and a feed-forward network.
+    """The sum of a linear model, a factorization machine and a feed-forward network.
 
     Args:
         cardinalities: For each matrix column, the number of indices of a category, 0 for a number.

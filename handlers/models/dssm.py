@@ -1,9 +1,10 @@
 """DSSM, the deep structured semantic model (Huang et al., 2013, doi:10.1145/2505515.2505665).
 
-As in the paper, a query and a document meet as the cosine of two towers' vectors, and a text goes
-in as hashed letter trigrams. Differs in that words go in beside them, each token weighted by how
-rare it is, and that the table of their embeddings is the whole tower: more layers did worse. A
-query or a document may also be features, which take the towers of the two-tower model.
+As in the paper, the score of a query and a document is the cosine of the vectors of two towers, and
+the input of a tower is the hashed letter trigrams of a text. It differs in three ways: words are
+inputs too; each token is weighted by its rarity; and a tower is only the table of token embeddings,
+because more layers did worse. A query or a document may also be features, with the towers of the
+two-tower model.
 
 Shapes: B queries, N documents, D embedding dim, C matrix columns, T tokens of all texts.
 """
@@ -18,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, embedding_bag, normalize
 
+from handlers.models.layers import Tower
 from handlers.models.text import N_BUCKETS, TokenBags
-from handlers.models.two_tower import Tower
 
 ARCH_VERSION = 3
 META_FILE = "dssm_meta.json"
@@ -32,9 +33,10 @@ class DSSM(nn.Module):
     """A tower for queries and one for documents.
 
     Attributes:
-        query: Maps B queries to vectors of length 1, float32 [B, D].
-        doc: Maps N documents to vectors of length 1, float32 [N, D].
-        config: The arguments that build the network again.
+        query: Maps B queries to vectors of unit length, float32 [B, D].
+        doc: Maps N documents to vectors of unit length, float32 [N, D].
+        config: Arguments of the constructor. Its key is ``embed_dim``, not ``embedding_dim``,
+            because it is part of the weights file.
     """
 
     query: nn.Module
@@ -47,20 +49,20 @@ class DSSM(nn.Module):
         self.intercept = nn.Parameter(torch.tensor(0.0))
 
     def logits(self, cosines: Tensor) -> Tensor:
-        """Of the probability that a document was meant, same shape.
+        """Convert cosines to logits of the probability of relevance, same shape.
 
-        They rise with the cosine, whatever was learned: the nearest document is the likeliest.
+        A logit always rises with the cosine, so the nearest document is the most probable.
         """
         return self.log_slope.exp() * cosines + self.intercept
 
 
 class FeatureDSSM(DSSM):
-    """Queries and documents are features: matrices of raw values, float32 [B, C] and [N, C].
+    """DSSM for features: matrices of raw values, float32 [B, C] and [N, C].
 
     Args:
         query_cardinalities: For each matrix column of a query, the number of indices of a category,
             0 for a number.
-        doc_cardinalities: The same for a document.
+        doc_cardinalities: Likewise for a document.
         layers: Widths of the hidden layers of both towers.
         embed_dim: D.
         feature_dim: Width of the embedding of one input.
@@ -90,7 +92,7 @@ class FeatureDSSM(DSSM):
 
 
 class TextDSSM(DSSM):
-    """Queries and documents are texts.
+    """DSSM for texts.
 
     Args:
         embed_dim: D.
@@ -108,23 +110,23 @@ class TextDSSM(DSSM):
 
 
 class TextTower(nn.Module):
-    """The sum of the vectors of a text's tokens, weighted by how rare they are.
+    """Sums the vectors of a text's tokens, weighted by their inverse document frequency.
 
     Args:
-        embed_dim: D.
+        embedding_dim: D.
         token_dropout: Share of tokens hidden in training.
     """
 
     idf: Tensor  # [N_BUCKETS], 0 for tokens that training never saw
 
-    def __init__(self, embed_dim: int, token_dropout: float) -> None:
+    def __init__(self, embedding_dim: int, token_dropout: float) -> None:
         super().__init__()
         self.token_dropout = token_dropout
-        self.vectors = nn.Parameter(torch.randn(N_BUCKETS, embed_dim) * 0.1)
+        self.vectors = nn.Parameter(torch.randn(N_BUCKETS, embedding_dim) * 0.1)
         self.register_buffer("idf", torch.zeros(N_BUCKETS))
 
     def fit(self, bags: TokenBags) -> None:
-        """Learn the weights of tokens from distinct training texts."""
+        """Compute the weights of tokens from distinct training texts."""
         owner = torch.arange(len(bags)).repeat_interleave(bags.lengths)
         distinct = torch.unique(owner * N_BUCKETS + bags.tokens) % N_BUCKETS
         n_texts = torch.bincount(distinct, minlength=N_BUCKETS)
@@ -138,7 +140,7 @@ class TextTower(nn.Module):
             bags: B texts.
 
         Returns:
-            Vectors of length 1, of zeros for a text without a known token, float32 [B, D].
+            Vectors of unit length, or zeros for a text without a known token, float32 [B, D].
         """
         weights = dropout(self.idf[bags.tokens], self.token_dropout, self.training)  # [T]
         summed = embedding_bag(

@@ -1,12 +1,12 @@
 """The nodes that are nearest to a node, by the cosine of their vectors.
 
-Up to 100,000 nodes every cosine is computed. Above, a scan of 4-bit codes, one for each dimension,
-finds candidates: product quantization in registers (André et al., 2018, arXiv:1812.09162), of which
-faiss has an implementation. Next to a graph index it needs a sixteenth of the memory, builds in
-seconds and keeps its recall on vectors without any clusters; it is linear in N, if a fast line.
+For up to 100,000 nodes, every cosine is computed. For more, faiss finds candidates by a scan of
+4-bit codes, one for each dimension: product quantization in registers (André et al., 2018,
+arXiv:1812.09162). Compared with a graph index, it needs a sixteenth of the memory, is built in
+seconds and keeps its recall on vectors without clusters; its time is linear in N, but small.
 
-Either way the candidates are scored again in float64, one by one: an answer does not depend on what
-else is in the batch, and equal scores come in the order of the nodes.
+In both cases the candidates are scored again in float64, one by one. So a result does not depend on
+the rest of the batch, and equal scores are ordered by node.
 
 Shapes: N nodes, D embedding dim, B queries, K top-k, C candidates.
 """
@@ -29,11 +29,11 @@ MAX_EXACT = 100_000
 DEFAULT_TOP_K = 20
 MAX_TOP_K = 500
 
-# What the scan of codes hands on: .997 of the nearest 500 even for vectors in all directions alike.
+# Candidates from the scan of codes: .997 of the nearest 500, even for uniformly random directions.
 _CANDIDATES = 2_000
-# Far above the rounding of a float32 cosine, whose order of summation changes with the batch.
+# Far above the rounding error of a float32 cosine, which varies with the size of the batch.
 _ROUNDING = 1e-5
-# Cosines in memory at once, 16 MB.
+# Most cosines in memory at a time, 16 MB.
 _BLOCK = 1 << 22
 
 Vectors = npt.NDArray[np.float32]
@@ -44,8 +44,8 @@ class Neighbours:
     """Finds the nearest nodes.
 
     Args:
-        vectors: Of unit length, float32 [N, D].
-        index: Of faiss, over the same vectors; None to compute every cosine.
+        vectors: Vectors of unit length, float32 [N, D].
+        index: A faiss index of the same vectors; None to compute every cosine.
     """
 
     def __init__(self, vectors: Vectors, index: Any = None) -> None:
@@ -54,12 +54,13 @@ class Neighbours:
 
     @classmethod
     def build(cls, vectors: Vectors) -> Neighbours:
-        """With an index where there are more than 100,000 vectors; the same input, the same one."""
+        """Build an index if there are more than 100,000 vectors; the result is reproducible."""
         if len(vectors) <= MAX_EXACT:
             return cls(vectors)
         import faiss
 
-        faiss.omp_set_num_threads(1)  # sums over threads would round differently for each number
+        # The rounding of a sum depends on the number of threads; a fixed number is repeatable.
+        faiss.omp_set_num_threads(1)
         dim = vectors.shape[1]
         index = faiss.index_factory(dim, f"PQ{dim}x4fs", faiss.METRIC_INNER_PRODUCT)
         index.train(vectors[:: len(vectors) // MAX_EXACT])
@@ -67,7 +68,7 @@ class Neighbours:
         return cls(vectors, index)
 
     def save(self, folder: Path) -> None:
-        """Write the vectors and, where there is one, the index."""
+        """Write the vectors and the index, if there is one."""
         np.save(folder / VECTORS_FILE, self._vectors, allow_pickle=False)
         if self._index is not None:
             import faiss
@@ -76,13 +77,13 @@ class Neighbours:
 
     @classmethod
     def load(cls, folder: Path, threads: int = 1) -> Neighbours:
-        """Read what :meth:`save` wrote; the vectors stay on disk until they are looked at.
+        """Load the files of :meth:`save`; the vectors are read from disk when they are used.
 
         Args:
             folder: An artifact folder or an unpacked archive.
-            threads: Of the index.
+            threads: Number of threads that the index uses.
         """
-        # As a plain array: a memmap takes twice the time to index.
+        # A plain array: indexing a memmap takes twice the time.
         vectors = np.asarray(np.load(folder / VECTORS_FILE, mmap_mode="r", allow_pickle=False))
         if not (folder / INDEX_FILE).exists():
             return cls(vectors)
@@ -92,15 +93,15 @@ class Neighbours:
         return cls(vectors, faiss.read_index(str(folder / INDEX_FILE)))
 
     def nearest(self, nodes: Nodes, top_k: Sequence[int]) -> list[tuple[Nodes, Vectors]]:
-        """The nearest other nodes of each node, the nearest first.
+        """Find the nearest other nodes of each node.
 
         Args:
             nodes: int64 [B].
-            top_k: How many for each of them, 1 to 500.
+            top_k: Number of nodes to find for each of them, 1 to 500, B long.
 
         Returns:
-            For each node, nodes int64 [K] and their cosines float32 [K]; fewer than asked for where
-            there are no more.
+            For each node, the nearest nodes, int64 [K], best first, and their cosines, float32 [K].
+            K is less than ``top_k`` if there are fewer nodes.
         """
         rows = max(1, _BLOCK // len(self._vectors))
         found = []
@@ -111,13 +112,13 @@ class Neighbours:
         return found
 
     def _candidates(self, nodes: Nodes, top_k: Sequence[int]) -> list[Nodes]:
-        """Nodes among which the nearest are, and the node itself may be, B times int64 [C]."""
+        """Find candidates for the nearest nodes, possibly the node itself too, B x int64 [C]."""
         queries = self._vectors[nodes]
         if self._index is not None:
             _, found = self._index.search(queries, _CANDIDATES)
             return [row[row >= 0] for row in found]
         cosines = queries @ self._vectors.T  # [B, N]
-        # One more than asked for, since the node itself is the nearest.
+        # One more than requested, because the node itself is the nearest.
         places = [max(0, len(self._vectors) - k - 1) for k in top_k]
         return [
             np.flatnonzero(row >= np.partition(row, place)[place] - _ROUNDING)

@@ -1,7 +1,7 @@
-"""Item2vec and word2vec: a vector for each token, alike for tokens that come with the same others.
+"""Item2vec and word2vec: a vector for each token, similar for tokens that share their contexts.
 
-Barkan & Koenigstein, 2016, arXiv:1603.04259; Mikolov et al., 2013, arXiv:1310.4546. Serving needs
-nothing of the training: it looks vectors up, and takes their mean.
+Barkan & Koenigstein, 2016, arXiv:1603.04259; Mikolov et al., 2013, arXiv:1310.4546. Serving only
+looks up vectors and averages them.
 
 Shapes: B sequences, N tokens, D embedding dim.
 """
@@ -23,7 +23,7 @@ ARCH_VERSION = 2
 META_FILE = "item2vec_meta.json"
 VECTORS_FILES = {"item2vec": "item2vec_vectors.json", "word2vec": "word2vec_vectors.json"}
 OUT_VECTORS_FILES = {mode: f"{mode}_out_vectors.npy" for mode in VECTORS_FILES}
-# What a row of each mode is: {"sequence": ["item_1", ...]} or {"text": "..."}.
+# Key of a row in each mode: {"sequence": ["item_1", ...]} or {"text": "..."}.
 ROW_KEYS = {"item2vec": "sequence", "word2vec": "text"}
 
 Vectors = npt.NDArray[np.float32]
@@ -32,8 +32,8 @@ Indices = npt.NDArray[np.int64]
 _WORD = re.compile(rf"\w[\w{MARKS}]*")
 
 
-def words(text: str) -> list[str]:
-    """The words of a text, in lower case; they are what stands between spaces and punctuation."""
+def word_tokens(text: str) -> list[str]:
+    """Split a text at spaces and punctuation into the tokens of word2vec, in lower case."""
     return _WORD.findall(text.lower())
 
 
@@ -41,8 +41,8 @@ class TokenVectors:
     """Vectors by token.
 
     Args:
-        tokens: Distinct, N; token i has index i + 2, as in a category's vocabulary.
-        vectors: Of the tokens, float32 [N, D].
+        tokens: N distinct tokens; token i has index i + 2, as in the vocabulary of a category.
+        vectors: Vectors of the tokens, float32 [N, D].
     """
 
     def __init__(self, tokens: Sequence[str], vectors: Vectors) -> None:
@@ -50,10 +50,10 @@ class TokenVectors:
         self.vectors = vectors
 
     def means(self, sequences: Sequence[Indices]) -> Vectors:
-        """The mean vector of each sequence's known tokens; zeros where none is known.
+        """Average the vectors of each sequence's known tokens; zeros if none is known.
 
         Args:
-            sequences: Indices of tokens, B arrays.
+            sequences: B arrays of token indices.
 
         Returns:
             float32 [B, D].
@@ -66,11 +66,11 @@ class TokenVectors:
         return means
 
     def save(self, path: Path) -> None:
-        """Write ``{"token": [f, f, ...], ...}``, which our Go services load as it is."""
+        """Write ``{"token": [f, f, ...], ...}``, the format that the Go services load."""
         by_token = dict(zip(self.tokens, self.vectors, strict=True))
-        unfinished = path.with_name(f".{path.name}.part")  # nobody gets to read a half of it
-        unfinished.write_bytes(orjson.dumps(by_token, option=orjson.OPT_SERIALIZE_NUMPY))
-        unfinished.replace(path)
+        partial = path.with_name(f".{path.name}.part")  # Renamed when complete.
+        partial.write_bytes(orjson.dumps(by_token, option=orjson.OPT_SERIALIZE_NUMPY))
+        partial.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> TokenVectors:

@@ -1,7 +1,7 @@
 """Multi-gate mixture of experts (Ma et al., 2018, doi:10.1145/3219819.3220007).
 
-Differs from the paper in its targets: beside binary tasks it has amounts that are mostly zero, with
-the Tweedie deviance and a log link.
+It differs from the paper in its targets: in addition to binary tasks it has amounts that are mostly
+zero, trained with the Tweedie deviance and a log link.
 
 Shapes: B instances, C matrix columns, E experts, H expert width, T tasks.
 """
@@ -19,20 +19,20 @@ ARCH_VERSION = 2
 META_FILE = "mmoe_feature_meta.json"
 WEIGHTS_FILE = "mmoe_model.pt"
 
-# exp() of more than this times the mean target is no expectation any more.
+# Limits a predicted amount to e^8 = 2981 times the mean of the training split.
 MAX_LOG_RATIO = 8.0
 
 
 class MMoE(RankingNetwork):
-    """Experts shared by all tasks, and for each task a gate that mixes them and a tower.
+    """Experts that all tasks share, and for each task a gate that weights them and a tower.
 
     Args:
         cardinalities: For each matrix column, the number of indices of a category, 0 for a number.
-        target_means: For each task, 0 for a binary one, else the mean of its amounts in training.
+        target_means: For each task, the mean of its amounts in training, or 0 if it is binary.
         embedding_dim: Width of an embedding.
         n_experts: E.
-        expert_hidden: Widths of an expert; the last is H.
-        tower_hidden: Widths of a task's tower.
+        expert_hidden: Widths of an expert's layers; the last is H.
+        tower_hidden: Widths of a tower's hidden layers.
         dropout: Share of hidden units dropped in training.
     """
 
@@ -83,7 +83,7 @@ class MMoE(RankingNetwork):
             matrix: Raw feature values, float32 [B, C]; standardization happens inside.
 
         Returns:
-            float32 [B, T]: the logit of a binary task, the log of amount / mean of another.
+            For a binary task its logit, for another the log of amount / mean, float32 [B, T].
         """
         z, fields = self.inputs(matrix)
         flat = torch.cat([z, fields.flatten(1)], dim=1)
@@ -95,7 +95,7 @@ class MMoE(RankingNetwork):
         return torch.cat(outputs, dim=1)
 
     def expected(self, matrix: Tensor) -> Tensor:
-        """Probability of each binary task, expected amount of each other, float32 [B, T]."""
+        """Compute the probability of each binary task and the amount of others, float32 [B, T]."""
         logits = self(matrix)
         amounts = logits.clamp(max=MAX_LOG_RATIO).exp() * self.scale
         return torch.where(self.is_amount, amounts, logits.sigmoid())

@@ -1,4 +1,4 @@
-"""Weights files: written by training, read by the handlers."""
+"""Weights files, which training writes and the handlers read."""
 
 import io
 import warnings
@@ -13,24 +13,24 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def save_network(network: nn.Module, path: Path) -> None:
-    """Write ``model_state_dict`` and ``config``; the same weights give the same bytes.
+    """Write ``model_state_dict`` and ``config``; equal weights give equal bytes.
 
     Args:
-        network: Its ``config`` is a dictionary of the arguments that build it again.
+        network: Its ``config`` is a dictionary of its constructor's arguments.
         path: A ``.pt`` file.
     """
     path.write_bytes(network_bytes(network))
 
 
 def network_bytes(network: nn.Module) -> bytes:
-    """The content of a file that :func:`load_network` reads, as :func:`save_network` writes it."""
+    """Return the content of the file that :func:`save_network` writes."""
     buffer = io.BytesIO()
     torch.save({"model_state_dict": network.state_dict(), "config": network.config}, buffer)
     return buffer.getvalue()
 
 
 def load_network(network_class: type[Network], path: Path, device: torch.device) -> Network:
-    """Build a network from a file of :func:`save_network`, ready for inference."""
+    """Load a network from a file of :func:`save_network`, ready for inference."""
     checkpoint = torch.load(path, map_location=device, weights_only=True)
     network = network_class(**checkpoint["config"])
     network.load_state_dict(checkpoint["model_state_dict"])
@@ -38,14 +38,14 @@ def load_network(network_class: type[Network], path: Path, device: torch.device)
 
 
 def traced(function: Callable[[Tensor], Tensor], example: Tensor) -> Callable[[Tensor], Tensor]:
-    """Record a function's operations, to run them without Python's share of the time.
+    """Record the operations of a function, to run them without the overhead of Python.
 
-    That share is half the time on a small batch. TorchScript is deprecated, but its successors need
-    a C++ compiler; the golden rows prove that the recorded operations compute the same.
+    That overhead is half the time on a small batch. TorchScript is deprecated, but its successors
+    need a C++ compiler. The golden rows prove that the recorded operations compute the same.
 
     Args:
-        function: Of networks of :func:`load_network`; takes the same way whatever the values.
-        example: An argument, of any batch size, on the networks' device.
+        function: Calls networks of :func:`load_network`; its operations do not depend on values.
+        example: An argument of any batch size, on the networks' device.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

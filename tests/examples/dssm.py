@@ -10,11 +10,11 @@ import torch
 
 from handlers.models.dssm import WEIGHTS_FILE, FeatureDSSM, TextDSSM
 from handlers.models.weights import load_network
+from handlers.row_keys import QUERY_FEATURES_KEY as WRAPPER
 from handlers.schema import VOCABULARIES_FILE, FeatureSchema
 from tests.examples import Example
 from training import artifacts
 from training.tasks.search.columns import FeatureColumns, TextColumn
-from training.tasks.search.data import WRAPPER
 from training.tasks.search.towers import embed
 from training.tasks.search.world import (
     QUERY_COLUMNS,

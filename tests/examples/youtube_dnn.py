@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from handlers.models.weights import load_network
-from handlers.models.youtube_dnn import FEATURES_KEY, HISTORY_KEY, WEIGHTS_FILE, YouTubeDNN
+from handlers.models.youtube_dnn import WEIGHTS_FILE, YouTubeDNN
+from handlers.row_keys import HISTORY_KEY, USER_FEATURES_KEY
 from handlers.schema import VOCABULARIES_FILE, FeatureSchema
 from tests.examples import Example
 from training import artifacts
@@ -25,17 +26,17 @@ def rows() -> list[dict[str, Any]]:
     log, _, _ = draw_sequences(n_users=20, seed=9)
     sent: list[dict[str, Any]] = [
         {
-            FEATURES_KEY: user[["user_age", "user_gender"]].to_dict("records")[0],
+            USER_FEATURES_KEY: user[["user_age", "user_gender"]].to_dict("records")[0],
             HISTORY_KEY: user["item_id"].tolist(),
         }
         for _, user in log.groupby("user_id")
     ]
     sent[1][HISTORY_KEY] = []
     sent[2][HISTORY_KEY].append("an unknown item")
-    sent[3][FEATURES_KEY]["user_age"] = None
-    sent[4][FEATURES_KEY]["user_age"] = 1e300
-    sent[5][FEATURES_KEY]["no_such_feature"] = 1.0
-    del sent[6][FEATURES_KEY]["user_gender"]
+    sent[3][USER_FEATURES_KEY]["user_age"] = None
+    sent[4][USER_FEATURES_KEY]["user_age"] = 1e300
+    sent[5][USER_FEATURES_KEY]["no_such_feature"] = 1.0
+    del sent[6][USER_FEATURES_KEY]["user_gender"]
     sent[7] = {"user_age": 40.5, "user_gender": 2}
     del sent[8][HISTORY_KEY]
     sent[9][HISTORY_KEY] *= 4  # longer than max_history

@@ -20,8 +20,8 @@ import torch
 
 from archive import catalog
 from handlers.base import CHUNK_ROWS, RecHandler
+from handlers.counts import FeatureCounts
 from handlers.feature_rows import FeatureRowsHandler
-from handlers.schema import FeatureCounts
 from serving.testing import numbers
 from tests.examples import Example, close, load_handler, model_names, predict, request
 

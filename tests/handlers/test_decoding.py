@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handlers.base import RecHandler
+from handlers.counts import FeatureCounts
 from handlers.decoding import RequestDecoder
 from handlers.errors import RequestError
-from handlers.schema import Feature, FeatureCounts, FeatureSchema
+from handlers.schema import Feature, FeatureSchema
 from handlers.telemetry import MAX_UNKNOWN_LABELS, OTHER, Telemetry
 from serving.testing import numbers
 from tests.examples import Example, load_handler, module

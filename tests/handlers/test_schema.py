@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from handlers.counts import FeatureCounts
 from handlers.schema import (
     MISSING_INDEX,
     OOV_INDEX,
     Feature,
-    FeatureCounts,
     FeatureSchema,
     Matrix,
     canonical_token,

@@ -15,7 +15,8 @@ import torch
 
 from handlers.base import RecHandler
 from handlers.models.weights import load_network
-from handlers.models.youtube_dnn import HISTORY_KEY, WEIGHTS_FILE, YouTubeDNN
+from handlers.models.youtube_dnn import WEIGHTS_FILE, YouTubeDNN
+from handlers.row_keys import HISTORY_KEY
 from tests.examples import Example, load_handler, module, predict, train
 from training import artifacts
 from training.artifacts import IDS_FILE, VECTORS_FILE

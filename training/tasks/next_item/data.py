@@ -16,7 +16,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from handlers.models.youtube_dnn import FEATURES_KEY, HISTORY_KEY
+from handlers.row_keys import HISTORY_KEY, USER_FEATURES_KEY
 from handlers.schema import FeatureSchema
 from training.bounds import Count, Share
 from training.data.config import DataConfig
@@ -148,7 +148,7 @@ def _feature_names(config: NextItemConfig) -> tuple[list[str], list[str]]:
     features, categorical = split_names(config.user_features), split_names(config.categorical)
     if not features:
         raise DataError("--user-features: expected a column or more")
-    if reserved := {FEATURES_KEY, HISTORY_KEY}.intersection(features):
+    if reserved := {USER_FEATURES_KEY, HISTORY_KEY}.intersection(features):
         raise DataError(
             f"--user-features {', '.join(reserved)}: request rows use that key for something else; "
             "rename the column"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from handlers.models.youtube_dnn import FEATURES_KEY, HISTORY_KEY
+from handlers.row_keys import HISTORY_KEY, USER_FEATURES_KEY
 from handlers.schema import FIRST_TOKEN_INDEX, OOV_INDEX, FeatureSchema, Matrix
 from training import golden
 from training.golden import UNKNOWN_TOKEN, golden_matrix, request_rows
@@ -36,7 +36,7 @@ def history_rows(
         vocabulary: Items by index, from index 2 on.
     """
     return [
-        {FEATURES_KEY: features, HISTORY_KEY: _tokens(history, vocabulary)}
+        {USER_FEATURES_KEY: features, HISTORY_KEY: _tokens(history, vocabulary)}
         for features, history in zip(request_rows(schema, users), histories, strict=True)
     ]
 
@@ -53,10 +53,10 @@ def golden_rows(schema: FeatureSchema, users: pd.DataFrame, split: LeaveOneOutSp
         split: The sequences; a history is one without its last item.
     """
     rows: list[Row] = [
-        {FEATURES_KEY: features, HISTORY_KEY: _tokens(items[:-1], split.vocabulary)}
+        {USER_FEATURES_KEY: features, HISTORY_KEY: _tokens(items[:-1], split.vocabulary)}
         for features, items in zip(golden.golden_rows(schema, users), split.sequences, strict=False)
     ]
-    rows[2::8] = [row[FEATURES_KEY] for row in rows[2::8]]
+    rows[2::8] = [row[USER_FEATURES_KEY] for row in rows[2::8]]
     for row in rows[4::8]:
         row[HISTORY_KEY].append(UNKNOWN_TOKEN)
     return rows
@@ -82,7 +82,7 @@ def encode_rows(
         )
         for row in rows
     ]
-    return golden_matrix(schema, [row.get(FEATURES_KEY, row) for row in rows]), histories
+    return golden_matrix(schema, [row.get(USER_FEATURES_KEY, row) for row in rows]), histories
 
 
 def _tokens(items: Indices, vocabulary: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import tyro
 
-from handlers.models.item2vec import ROW_KEYS, TokenVectors, words
+from handlers.models.item2vec import ROW_KEYS, TokenVectors, word_tokens
 from handlers.schema import FIRST_TOKEN_INDEX, Feature, FeatureSchema
 from training.bounds import Count
 from training.data.sources import DataSet
@@ -49,7 +49,7 @@ class Mode:
 
 MODES = {
     "item2vec": Mode(INTERACTIONS, "user_id", "item_id", _ITEM.findall, 1.0),
-    "word2vec": Mode(TEXTS, "", "text", words, 0.1),
+    "word2vec": Mode(TEXTS, "", "text", word_tokens, 0.1),
 }
 
 
@@ -150,7 +150,7 @@ def golden(split: LeaveOneOutSplit, vectors: TokenVectors, mode: str) -> Golden:
     predictions = []
     for row in rows:
         sent = row.get(ROW_KEYS[mode], [])
-        tokens = words(sent) if isinstance(sent, str) else sent
+        tokens = word_tokens(sent) if isinstance(sent, str) else sent
         known = [by_token[token] for token in tokens if token in by_token]
         predictions.append(np.mean(known, axis=0) if known else zeros)
     return Golden(rows, np.array(predictions, dtype=np.float64).tolist())

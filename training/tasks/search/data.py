@@ -18,6 +18,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from handlers.row_keys import QUERY_FEATURES_KEY
 from training.data.features import fit_schema
 from training.data.files import read_parquet
 from training.data.sources import DataError, DataSet
@@ -37,9 +38,6 @@ DEFAULT_DATA = Path("data/searches")
 DEFAULT_TEXT_DATA = Path("data/text_searches")
 DEFAULT_LABEL = "label"
 DEFAULT_DOC_ID = "doc_id"
-
-# A request row may wrap the columns of the query in an object of this name.
-WRAPPER = "query_features"
 
 logger = logging.getLogger(__name__)
 
@@ -240,9 +238,10 @@ def _columns(config: SearchConfig) -> tuple[list[str], list[str]]:
     for flag, columns in (("--query-cols", query_cols), ("--doc-cols", doc_cols)):
         if config.text and len(columns) > 1:
             raise DataError(f"{flag}: expected one column with --text, got {', '.join(columns)}")
-    if WRAPPER in query_cols:
+    if QUERY_FEATURES_KEY in query_cols:
         raise DataError(
-            f"--query-cols {WRAPPER}: the name is reserved in request rows; rename the column"
+            f"--query-cols {QUERY_FEATURES_KEY}: the name is reserved in request rows; rename the "
+            "column"
         )
     return query_cols, doc_cols
 
@@ -297,4 +296,4 @@ def golden_queries(data: SearchData) -> tuple[list[dict[str, Any]], Inputs]:
     """Return golden request rows, most of them wrapped, and the same queries encoded."""
     rows = golden_rows(data.query_columns.schema, data.test.frame)
     inputs = data.query_columns.encode(pd.DataFrame(rows))
-    return [row if i % 4 == 2 else {WRAPPER: row} for i, row in enumerate(rows)], inputs
+    return [row if i % 4 == 2 else {QUERY_FEATURES_KEY: row} for i, row in enumerate(rows)], inputs

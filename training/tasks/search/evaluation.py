@@ -14,7 +14,7 @@ from scipy import sparse
 from scipy.special import expit
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from handlers.models.text import TokenBags, words
+from handlers.models.text import TokenBags, search_terms
 from training.evaluation import ALL, HIT_RATE_RATIO, ArchiveOutput, Evaluation, Results, Rows
 from training.golden import request_rows
 from training.metrics.ranking import ranking_report
@@ -102,7 +102,7 @@ class SearchEvaluation(Evaluation):
             queries, docs = (
                 frame.iloc[:, 0].fillna("") for frame in (data.train.frame, data.doc_frame)
             )
-            tfidf = TfidfVectorizer(analyzer=words)
+            tfidf = TfidfVectorizer(analyzer=search_terms)
             tfidf.fit(pd.concat([queries, docs[: data.n_known]]))
             test_queries = tfidf.transform(data.test.frame.iloc[:, 0].fillna(""))
             baselines["TF-IDF"] = self.score(test_queries, tfidf.transform(docs))

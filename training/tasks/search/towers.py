@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from handlers.models.dssm import FeatureDSSM, TextDSSM
+from handlers.models.layers import Tower
 from handlers.models.text import TokenBags
-from handlers.models.two_tower import Tower
 from training.engine.fit import hide_some
 from training.tasks.search.columns import Inputs
 from training.tasks.search.data import SearchData
