@@ -10,7 +10,7 @@ import torch
 
 from handlers.models.dssm import WEIGHTS_FILE, FeatureDSSM, TextDSSM
 from handlers.models.weights import load_network
-from handlers.row_keys import QUERY_FEATURES_KEY
+from handlers.row_keys import QUERY_FEATURES_KEY as WRAPPER
 from handlers.schema import VOCABULARIES_FILE, FeatureSchema
 from tests.examples import Example
 from training import artifacts
@@ -41,12 +41,12 @@ def feature_rows() -> list[dict[str, Any]]:
     """Return request rows, most of them wrapped, some incomplete or unusual."""
     inputs, _ = feature_pairs(20, seed=9)
     queries = json.loads(inputs[list(QUERY_COLUMNS)].drop_duplicates().to_json(orient="records"))
-    rows: list[dict[str, Any]] = [{QUERY_FEATURES_KEY: query} for query in queries]
+    rows: list[dict[str, Any]] = [{WRAPPER: query} for query in queries]
     rows[1] = queries[1]
-    rows[2][QUERY_FEATURES_KEY]["query_1"] = None
-    rows[3][QUERY_FEATURES_KEY]["no_such_feature"] = 1.0
-    rows[4][QUERY_FEATURES_KEY]["query_2"] = 1e300
-    del rows[5][QUERY_FEATURES_KEY]["query_3"]
+    rows[2][WRAPPER]["query_1"] = None
+    rows[3][WRAPPER]["no_such_feature"] = 1.0
+    rows[4][WRAPPER]["query_2"] = 1e300
+    del rows[5][WRAPPER]["query_3"]
     rows[6] = {"query_1": 0.3}
     return rows
 
@@ -55,7 +55,7 @@ def text_rows() -> list[dict[str, Any]]:
     """Return request rows, some of them wrapped, some unusual."""
     inputs, _ = text_pairs(20, seed=9)
     texts = inputs["query"].tolist()
-    rows: list[dict[str, Any]] = [{QUERY_FEATURES_KEY: {"query": text}} for text in texts]
+    rows: list[dict[str, Any]] = [{WRAPPER: {"query": text}} for text in texts]
     rows[1] = {"query": texts[1]}
     rows[2] = {"query": f"  {texts[2].upper()}?! ÄÖ 你好"}
     rows[3] = {"query": None}
@@ -83,7 +83,7 @@ def embed_texts(folder: Path, rows: list[dict[str, Any]]) -> list[Any]:
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    return pd.DataFrame([row.get(QUERY_FEATURES_KEY, row) for row in rows])
+    return pd.DataFrame([row.get(WRAPPER, row) for row in rows])
 
 
 FEATURES = Example(

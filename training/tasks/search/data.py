@@ -39,7 +39,6 @@ DEFAULT_TEXT_DATA = Path("data/text_searches")
 DEFAULT_LABEL = "label"
 DEFAULT_DOC_ID = "doc_id"
 
-
 logger = logging.getLogger(__name__)
 
 
@@ -241,7 +240,8 @@ def _columns(config: SearchConfig) -> tuple[list[str], list[str]]:
             raise DataError(f"{flag}: expected one column with --text, got {', '.join(columns)}")
     if QUERY_FEATURES_KEY in query_cols:
         raise DataError(
-            f"--query-cols {QUERY_FEATURES_KEY}: the name is reserved; rename the column"
+            f"--query-cols {QUERY_FEATURES_KEY}: the name is reserved in request rows; rename the "
+            "column"
         )
     return query_cols, doc_cols
 
