@@ -101,3 +101,10 @@ def test_every_target_has_a_line_in_make_help() -> None:
 def test_no_path_of_a_machine_is_in_the_pages() -> None:
     for page in PAGES:
         assert str(Path.home()) + "/" not in read(page)
+
+
+def test_make_help_fits_a_terminal_of_80_columns() -> None:
+    shown = subprocess.run(
+        ["make", "help"], cwd=catalog.ROOT, capture_output=True, text=True, check=True
+    )
+    assert [line for line in shown.stdout.splitlines() if len(line) > 80] == []
