@@ -33,7 +33,7 @@ class YouTubeDNNHandler(WrappedRowsHandler):
         self.histories = ItemHistories(vocabularies[HISTORY_KEY], self.network.max_history)
 
     def other_fields(self, forbid_unknown: bool) -> Mapping[str, Any]:
-        """The history: a list of items, in which null items are ignored."""
+        """Return the type of the history: a list of items, which may be null."""
         return {HISTORY_KEY: list[Token | None]}
 
     def describe_features(self) -> list[dict[str, Any]]:

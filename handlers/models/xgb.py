@@ -104,8 +104,8 @@ _PREDICTION = (
 class DenseBooster:
     """Predicts through XGBoost's C API (https://xgboost.readthedocs.io/en/stable/c.html).
 
-    ``Booster.inplace_predict`` of the Python package gives the same predictions, but its own checks
-    double the time for a small batch. Importing the package would also import scikit-learn and
+    ``Booster.inplace_predict`` of the Python package gives the same predictions, but takes more
+    than twice the time for a small batch. Importing the package would also import scikit-learn and
     pandas if they are installed, which take 130 MB in every worker.
 
     Args:

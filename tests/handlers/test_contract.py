@@ -1,6 +1,6 @@
-"""The contract that every model keeps, at the handler, without TorchServe.
+"""The contract of every model's handler, tested without TorchServe.
 
-A new model joins by its file in ``tests/models``.
+A new model takes part through its file in ``tests/examples``.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def handler(example: Example, folder: Path) -> RecHandler:
     return load_handler(example.model, folder)
 
 
-def served(answers: Iterable[tuple[int, bytes]]) -> list[Any]:
-    """The predictions of answers, which must all be good."""
-    statuses, bodies = zip(*answers, strict=True)
+def served(responses: Iterable[tuple[int, bytes]]) -> list[Any]:
+    """Return the predictions of responses, all of which must have status 200."""
+    statuses, bodies = zip(*responses, strict=True)
     assert set(statuses) == {200}, bodies
     return [orjson.loads(body)["predictions"] for body in bodies]
 
 
-def test_every_model_brings_its_file() -> None:
+def test_every_model_has_an_example() -> None:
     assert model_names() == catalog.model_names()
 
 
@@ -84,7 +84,7 @@ def test_batch_of_requests_equals_each_request_alone(example: Example, handler: 
         request(example.rows[start:stop]) for start, stop in [(0, 1), (1, 4), (4, 5), (5, 10)]
     ]
     together, n_rows = handler.answer(bodies)
-    alone = [answer for body in bodies for answer in handler.answer([body])[0]]
+    alone = [response for body in bodies for response in handler.answer([body])[0]]
     assert n_rows == 10
     assert dict(numbers(served(together))) == close(served(alone))
 
@@ -122,7 +122,7 @@ def test_single_object_stands_for_a_list_of_one(example: Example, handler: RecHa
 
 def test_vector_equals_the_object_of_its_values(example: Example, handler: RecHandler) -> None:
     if not isinstance(handler, FeatureRowsHandler):
-        pytest.skip(f"a row of {example.model} is no vector of features")
+        pytest.skip(f"a row of {example.model} is not a vector of features")
     vectors = [[row.get(name) for name in handler.feature_names] for row in example.rows]
     assert predict(handler, vectors) == predict(handler, example.rows)
     mixed = [vectors[0], example.rows[1]]
@@ -135,13 +135,13 @@ def test_bad_request_leaves_batchmates_unaffected(example: Example, handler: Rec
     mixed: list[Any] = [good[0]]
     for (_, bad), body in zip(BAD_BODIES, good[1:], strict=True):
         mixed += [bad, body]
-    answers, n_rows = handler.answer(mixed)
-    assert dict(numbers(served(answers[0::2]))) == close(expected)
+    responses, n_rows = handler.answer(mixed)
+    assert dict(numbers(served(responses[0::2]))) == close(expected)
     assert n_rows == len(good)
-    for (status, body), (expected_status, _) in zip(answers[1::2], BAD_BODIES, strict=True):
-        told = json.loads(body)
-        assert (status, told["code"], told["type"]) == (expected_status, status, "InvalidRequest")
-        assert "expected" in told["message"]
+    for (status, body), (expected_status, _) in zip(responses[1::2], BAD_BODIES, strict=True):
+        error = json.loads(body)
+        assert (status, error["code"], error["type"]) == (expected_status, status, "InvalidRequest")
+        assert "expected" in error["message"]
 
 
 def test_request_that_cannot_be_scored_leaves_batchmates_unaffected(
@@ -158,9 +158,9 @@ def test_request_that_cannot_be_scored_leaves_batchmates_unaffected(
         return score(rows)
 
     monkeypatch.setattr(handler, "predict", predict_all_but_poison)
-    answers, n_rows = handler.answer(bodies)
-    assert dict(numbers(served(answers[0::2]))) == close(expected[0::2])
-    status, body = answers[1]
+    responses, n_rows = handler.answer(bodies)
+    assert dict(numbers(served(responses[0::2]))) == close(expected[0::2])
+    status, body = responses[1]
     assert status == 500
     assert orjson.loads(body) == {
         "code": 500,
@@ -170,7 +170,7 @@ def test_request_that_cannot_be_scored_leaves_batchmates_unaffected(
     assert n_rows == 2
 
 
-def test_batch_that_is_scored_again_is_counted_once(
+def test_batch_that_is_scored_twice_is_counted_once(
     example: Example, handler: RecHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bodies = [request([row]) for row in example.rows[:10]]
@@ -196,7 +196,7 @@ def test_batch_that_is_scored_again_is_counted_once(
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_prediction_that_is_not_finite_is_an_error_of_its_request_alone(
+def test_prediction_that_is_not_finite_fails_only_its_own_request(
     example: Example, handler: RecHandler, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
     bodies = [request([row]) for row in example.rows[:3]]
@@ -216,13 +216,13 @@ def test_prediction_that_is_not_finite_is_an_error_of_its_request_alone(
         return predictions
 
     monkeypatch.setattr(handler, "predict", predict_not_finite)
-    answers, _ = handler.answer(bodies)
-    assert dict(numbers(served(answers[0::2]))) == close(expected[0::2])
-    assert answers[1][0] == 500
-    assert b"FloatingPointError" in answers[1][1]
+    responses, _ = handler.answer(bodies)
+    assert dict(numbers(served(responses[0::2]))) == close(expected[0::2])
+    assert responses[1][0] == 500
+    assert b"FloatingPointError" in responses[1][1]
 
 
-def test_too_many_rows_are_refused_and_as_many_as_allowed_are_not(
+def test_only_requests_with_too_many_rows_are_refused(
     example: Example, handler: RecHandler
 ) -> None:
     rows = [example.rows[0]] * 10_001

@@ -1,4 +1,4 @@
-"""Whatever bytes come, a handler answers with 200, 400 or 413, and JSON that Go can decode."""
+"""For any request body, the response has status 200, 400 or 413 and JSON that Go can decode."""
 
 from __future__ import annotations
 
@@ -74,19 +74,19 @@ def handler(
 @settings(max_examples=300, deadline=None)
 @given(batch=st.lists(bodies, min_size=1, max_size=4))
 def test_no_input_gets_a_5xx_or_a_nan(handler: RecHandler, batch: list[bytes]) -> None:
-    answers, n_rows = handler.answer(list(batch))
-    assert len(answers) == len(batch)
+    responses, n_rows = handler.answer(list(batch))
+    assert len(responses) == len(batch)
     served = 0
-    for status, body in answers:
-        told = json.loads(body, parse_constant=pytest.fail)
+    for status, body in responses:
+        content = json.loads(body, parse_constant=pytest.fail)
         if status == 200:
-            served += len(told["predictions"])
-            values = [value for _, value in numbers(told["predictions"])]
+            served += len(content["predictions"])
+            values = [value for _, value in numbers(content["predictions"])]
             assert all(isinstance(v, float) and math.isfinite(v) for v in values)
         else:
             assert status in (400, 413)
-            assert told["code"] == status
-            assert 0 < len(told["message"]) < 1000
+            assert content["code"] == status
+            assert 0 < len(content["message"]) < 1000
     assert served == n_rows
 
 
@@ -125,7 +125,7 @@ def decoder() -> RequestDecoder:
         ),
     ],
 )
-def test_message_says_where_and_what_was_expected_and_what_came(
+def test_message_states_the_place_the_expected_and_the_given(
     decoder: RequestDecoder, data: str, message: str
 ) -> None:
     with pytest.raises(RequestError) as refusal:
@@ -133,7 +133,7 @@ def test_message_says_where_and_what_was_expected_and_what_came(
     assert (refusal.value.status, str(refusal.value)) == (400, message)
 
 
-def test_rows_beyond_the_limit_are_refused(decoder: RequestDecoder) -> None:
+def test_more_rows_than_the_limit_are_refused(decoder: RequestDecoder) -> None:
     assert len(decoder.decode(b'{"data": [{}, {}, {}]}')) == 3
     with pytest.raises(RequestError, match="expected at most 3 rows, got 4; split them") as refusal:
         decoder.decode(b'{"data": [{}, {}, {}, {}]}')
@@ -146,7 +146,7 @@ def test_unknown_features_are_ignored_and_counted_by_name(decoder: RequestDecode
     assert decoder.unknown == {"x": 2, "y": 1}
 
 
-def test_a_fantasy_of_unknown_names_is_few_metrics() -> None:
+def test_many_unknown_names_share_one_metric_label() -> None:
     cache: Any = MagicMock()
     unknown = Counter({f"x{i}": 1 for i in range(1_000)})
     telemetry = Telemetry(cache, "m", "1", [], FeatureCounts.zeros(0), unknown)
@@ -159,6 +159,6 @@ def test_a_fantasy_of_unknown_names_is_few_metrics() -> None:
     assert len(emitted) < 100
 
 
-def test_lone_surrogate_in_a_message_stays_decodable() -> None:
+def test_message_with_a_lone_surrogate_can_be_decoded() -> None:
     body = RequestError(400, "got \ud800").to_json()
     assert json.loads(body)["message"] == "got ?"

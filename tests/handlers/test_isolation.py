@@ -1,4 +1,4 @@
-"""An archive stands alone: its handler loads in a process that sees nothing of the repository."""
+"""An archive is self-contained: its handler loads in a process that cannot see the repository."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from archive import catalog
 from serving.testing import ROOT
 from tests.examples import Example, model_names, module
 
-# What every worker has.
+# Installed for every worker.
 SHARED_LIBRARIES = {"msgspec", "numpy", "orjson", "torch", "ts"}
-# Each costs a worker tens of megabytes, or is not there when the archive is served.
+# Each takes tens of megabytes in a worker, or is not installed where archives are served.
 FORBIDDEN_LIBRARIES = {"matplotlib", "pandas", "pyarrow", "requests", "rich", "sklearn", "tyro"}
 
-# As a worker of TorchServe does it: the folder goes first in sys.path.
+# Like a TorchServe worker, which puts the folder first in sys.path.
 LOAD = """
 import json, sys
 from pathlib import Path
@@ -45,7 +45,7 @@ print(json.dumps({"status": status, "body": body.decode(), "files": files}))
 
 @pytest.fixture(params=[module(model).EXAMPLES[0] for model in model_names()], ids=str)
 def example(request: pytest.FixtureRequest) -> Example:
-    """One example of each model."""
+    """The first example of each model."""
     found: Example = request.param
     return found
 
@@ -60,7 +60,7 @@ def folder(example: Example, archive_file: Callable[[Example], Path], tmp_path: 
 
 @pytest.fixture
 def loaded(example: Example, folder: Path) -> Any:
-    """What a process that sees only the unpacked archive found out."""
+    """Report of a process that sees only the unpacked archive."""
     handler_file = catalog.get(example.model).handler_path.name
     command = [sys.executable, "-I", "-c", LOAD, str(folder), handler_file]
     result = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, check=False)
@@ -91,7 +91,7 @@ def test_unpacked_archive_serves_without_the_repository(
 
 
 def imports(source: Path) -> Iterator[str]:
-    """Top-level names of the modules that a file imports, anywhere in it."""
+    """Yield the top-level names of the modules that a file imports, anywhere in it."""
     for node in ast.walk(ast.parse(source.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)

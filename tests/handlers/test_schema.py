@@ -1,4 +1,4 @@
-"""Training's columns and serving's rows become the same matrix, and a schema survives JSON."""
+"""Columns of training and rows of serving give the same matrix, and a schema survives JSON."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ rows = st.lists(
 
 
 def served(schema: FeatureSchema, rows: list[dict[str, Any]]) -> Matrix:
-    """What a handler makes of the rows of a request."""
+    """Encode rows as a handler encodes those of a request."""
     decoded = msgspec.json.decode(
         msgspec.json.encode(rows),
         type=list[schema.row_type(forbid_unknown=True)],  # type: ignore[misc]
@@ -70,7 +70,7 @@ def served(schema: FeatureSchema, rows: list[dict[str, Any]]) -> Matrix:
 
 
 def trained(schema: FeatureSchema, rows: list[dict[str, Any]]) -> Matrix:
-    """What training makes of the same rows in a file: tokens are text there."""
+    """Encode rows as training encodes those of a file, where tokens are text."""
     frame = pd.DataFrame(rows, columns=list(schema.names))
     for feature in schema.features:
         column = frame[feature.name]
@@ -126,7 +126,7 @@ def test_schema_survives_json(features: list[Feature]) -> None:
     assert FeatureSchema.from_json(*json.loads(text)).features == schema.features
 
 
-def test_cross_features_survive_json_too() -> None:
+def test_cross_features_survive_json() -> None:
     text = json.dumps([SCHEMA.to_json(), SCHEMA.vocabularies()])
     assert FeatureSchema.from_json(*json.loads(text)).features == SCHEMA.features
 
@@ -148,20 +148,20 @@ def test_a_category_is_the_same_in_a_file_and_in_a_request(tmp_path: Path, cells
     frame = read_table(files.find(str(path)).table, [], ["c"])
     schema = fit_schema(frame, ["c"], ["c"])
     trained = to_matrix(schema, frame)[:, 0].tolist()
-    for asked in ([1, 1, 2.5, 2.5, "NA", "NA"], cells.split()):
-        assert served(schema, [{"c": token} for token in asked])[:, 0].tolist() == trained
+    for sent in ([1, 1, 2.5, 2.5, "NA", "NA"], cells.split()):
+        assert served(schema, [{"c": token} for token in sent])[:, 0].tolist() == trained
     assert trained[0] == trained[1] >= 2
     assert min(trained) >= 2
 
 
-def test_token_that_is_not_known_or_not_there_has_an_index_of_its_own() -> None:
+def test_unknown_and_missing_tokens_have_their_own_indices() -> None:
     matrix = served(SCHEMA, [{"user.id": "nobody"}, {"user.id": 7}, {"user.id": None}, {}])
     assert matrix[:, 4].tolist() == [OOV_INDEX, OOV_INDEX, MISSING_INDEX, MISSING_INDEX]
     assert matrix[2:, 5:].tolist() == [[MISSING_INDEX] * 2] * 2
 
 
 @pytest.mark.parametrize("token", [196, 196.0, "196.0"])
-def test_every_spelling_of_an_id_is_hashed_alike(token: str | float) -> None:
+def test_every_spelling_of_an_id_has_the_same_hashes(token: str | float) -> None:
     row = served(SCHEMA, [{"item": token}, {"item": "196"}])
     assert row[0, 5:].tolist() == row[1, 5:].tolist()
 
@@ -182,13 +182,11 @@ def test_hashed_ids_are_stable() -> None:
         ({"age": 30, "class": 0.5, "cross": 1e300}, 15.0),
     ],
 )
-def test_cross_feature_is_taken_as_given_or_else_computed(
-    row: dict[str, float], cross: float
-) -> None:
+def test_cross_feature_is_used_as_given_or_computed(row: dict[str, float], cross: float) -> None:
     assert served(SCHEMA, [row])[0, 3] == pytest.approx(cross, nan_ok=True)
 
 
-def test_what_is_unusual_is_counted() -> None:
+def test_unusual_values_are_counted() -> None:
     counts = FeatureCounts.zeros(len(SCHEMA.features))
     nan = math.nan
     raw = SCHEMA.raw_columns(
@@ -210,11 +208,11 @@ def test_default_is_none_only_where_training_saw_missing_cells() -> None:
     a, b, c = fit_schema(frame, ["a", "b", "c"], ["c"]).features
     assert (a.default, a.train_range) == (None, (1.0, 2.0))
     assert (b.default, b.train_range) == (0.0, (1.0, 3.0))
-    assert c.vocabulary == ("x",)  # seen twice or more
+    assert c.vocabulary == ("x",)  # Tokens that occur twice or more.
 
 
 @pytest.mark.parametrize("name", ['a"', "a\\", "a\n"])
-def test_column_whose_name_no_request_can_hold_is_refused(name: str) -> None:
+def test_column_with_a_name_that_requests_cannot_contain_is_refused(name: str) -> None:
     with pytest.raises(DataError, match="expected names without quotes, backslashes"):
         fit_schema(pd.DataFrame({name: [1.0]}), [name], [])
 
@@ -228,6 +226,6 @@ def test_column_whose_name_no_request_can_hold_is_refused(name: str) -> None:
         [Feature("a"), Feature("b", kind="category"), Feature("x", product_of=("a", "b"))],
     ],
 )
-def test_schema_that_makes_no_sense_is_refused(features: list[Feature]) -> None:
+def test_invalid_schema_is_refused(features: list[Feature]) -> None:
     with pytest.raises(ValueError, match=r"expected distinct|is not two numbers"):
         FeatureSchema(features)
