@@ -23,11 +23,11 @@ from threadpoolctl import threadpool_limits
 from handlers.models.graph_recall import (
     INDEX_FILE,
     MAX_EXACT,
-    MAX_TOP_K,
     Neighbours,
     Nodes,
     Vectors,
 )
+from handlers.request_rows import MAX_TOP_K
 
 # A graph of a million nodes may have this many communities.
 N_GROUPS = 2_000

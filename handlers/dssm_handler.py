@@ -10,7 +10,7 @@ from handlers.base import CHUNK_ROWS, Predictions, Vectors
 from handlers.models.dssm import ARCH_VERSION, META_FILE, WEIGHTS_FILE, FeatureDSSM, TextDSSM
 from handlers.models.text import TokenBags, buckets, search_terms
 from handlers.models.weights import load_network
-from handlers.row_keys import QUERY_FEATURES_KEY
+from handlers.request_rows import QUERY_FEATURES_KEY
 from handlers.schema import Feature, FeatureSchema, canonical_token, read_vocabularies
 from handlers.wrapped_rows import WrappedRowsHandler
 

@@ -9,12 +9,11 @@ import numpy as np
 from handlers.base import RecHandler, Vectors
 from handlers.models.graph_recall import (
     ARCH_VERSION,
-    DEFAULT_TOP_K,
-    MAX_TOP_K,
     META_FILE,
     VECTORS_FILE,
     Neighbours,
 )
+from handlers.request_rows import DEFAULT_TOP_K, MAX_TOP_K
 from handlers.schema import Token, canonical_token, read_vocabularies
 
 

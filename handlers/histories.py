@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from handlers.counts import FeatureCounts
-from handlers.row_keys import HISTORY_KEY
+from handlers.request_rows import HISTORY_KEY
 from handlers.schema import MISSING_INDEX, OOV_INDEX, Feature, FeatureSchema, Token
 
 Indices = npt.NDArray[np.int64]

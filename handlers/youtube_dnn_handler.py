@@ -11,7 +11,7 @@ from handlers.base import Predictions, Vectors
 from handlers.histories import ItemHistories
 from handlers.models.weights import load_network
 from handlers.models.youtube_dnn import ARCH_VERSION, META_FILE, WEIGHTS_FILE, YouTubeDNN
-from handlers.row_keys import HISTORY_KEY, USER_FEATURES_KEY
+from handlers.request_rows import HISTORY_KEY, USER_FEATURES_KEY
 from handlers.schema import OOV_INDEX, FeatureSchema, Token, read_vocabularies
 from handlers.wrapped_rows import WrappedRowsHandler
 

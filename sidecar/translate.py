@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from handlers.errors import RequestError
-
-DEFAULT_TOP_K = 20
-MAX_TOP_K = 500
+from handlers.request_rows import (
+    DEFAULT_TOP_K,
+    HISTORY_KEY,
+    MAX_TOP_K,
+    QUERY_FEATURES_KEY,
+    USER_FEATURES_KEY,
+)
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,12 @@ class Translation:
 
 def query_rows(query_features: dict[str, Any]) -> list[Any]:
     """Convert a request of /query_embedding."""
-    return [{"query_features": query_features}]
+    return [{QUERY_FEATURES_KEY: query_features}]
 
 
 def user_rows(user_features: dict[str, Any], history_item_ids: list[str | int] | None) -> list[Any]:
     """Convert a request of /user_embedding."""
-    return [{"user_features": user_features, "history_item_ids": history_item_ids or []}]
+    return [{USER_FEATURES_KEY: user_features, HISTORY_KEY: history_item_ids or []}]
 
 
 def item_rows(item_features: dict[str, Any]) -> list[Any]:
@@ -88,12 +92,12 @@ def _recalled(predictions: list[Any]) -> dict[str, Any]:
 QUERY_EMBEDDING = Translation(
     model="dssm",
     response=lambda predictions: {"query_embedding": predictions},
-    request=lambda row: row if "query_features" in row else {"query_features": row},
+    request=lambda row: row if QUERY_FEATURES_KEY in row else {QUERY_FEATURES_KEY: row},
 )
 USER_EMBEDDING = Translation(
     model="youtube_dnn",
     response=lambda predictions: {"user_embedding": predictions},
-    request=lambda row: row if "user_features" in row else {"user_features": row},
+    request=lambda row: row if USER_FEATURES_KEY in row else {USER_FEATURES_KEY: row},
 )
 ITEM_EMBEDDING = Translation(
     model="item_tower",

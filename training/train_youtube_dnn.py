@@ -18,7 +18,7 @@ from torch import Tensor
 from handlers.histories import pad_histories
 from handlers.models.weights import network_bytes
 from handlers.models.youtube_dnn import ARCH_VERSION, META_FILE, WEIGHTS_FILE, YouTubeDNN
-from handlers.row_keys import HISTORY_KEY
+from handlers.request_rows import HISTORY_KEY
 from handlers.schema import FIRST_TOKEN_INDEX, FeatureSchema
 from training import run
 from training.artifacts import save_item_vectors, space_id

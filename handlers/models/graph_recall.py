@@ -26,8 +26,6 @@ VECTORS_FILE = "node2vec_vectors.npy"
 INDEX_FILE = "node2vec.faiss"
 
 MAX_EXACT = 100_000
-DEFAULT_TOP_K = 20
-MAX_TOP_K = 500
 
 # Candidates from the scan of codes: .997 of the nearest 500, even for uniformly random directions.
 _CANDIDATES = 2_000

@@ -11,8 +11,8 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
+from handlers.request_rows import DEFAULT_TOP_K, MAX_TOP_K
 from serving.rollout import Rollout
-from sidecar.translate import DEFAULT_TOP_K, MAX_TOP_K
 
 MAX_SHOWN = 60  # characters of a value in a message
 

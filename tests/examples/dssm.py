@@ -10,7 +10,7 @@ import torch
 
 from handlers.models.dssm import WEIGHTS_FILE, FeatureDSSM, TextDSSM
 from handlers.models.weights import load_network
-from handlers.row_keys import QUERY_FEATURES_KEY as WRAPPER
+from handlers.request_rows import QUERY_FEATURES_KEY as WRAPPER
 from handlers.schema import VOCABULARIES_FILE, FeatureSchema
 from tests.examples import Example
 from training import artifacts

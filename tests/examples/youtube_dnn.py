@@ -8,7 +8,7 @@ import torch
 
 from handlers.models.weights import load_network
 from handlers.models.youtube_dnn import WEIGHTS_FILE, YouTubeDNN
-from handlers.row_keys import HISTORY_KEY, USER_FEATURES_KEY
+from handlers.request_rows import HISTORY_KEY, USER_FEATURES_KEY
 from handlers.schema import VOCABULARIES_FILE, FeatureSchema
 from tests.examples import Example
 from training import artifacts

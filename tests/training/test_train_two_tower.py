@@ -24,25 +24,13 @@ from training.tasks.retrieval.world import (
     users,
 )
 
+MODEL = "two_tower"
+
 
 @pytest.fixture
 def data() -> pd.DataFrame:
     """Draw a small table from the default world."""
     return interactions(1_500, seed=5)
-
-
-@pytest.fixture
-def fit(tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that trains on a table and returns the artifact folder."""
-
-    def run(table: pd.DataFrame, *flags: str, version: str = "v1") -> Path:
-        path = tmp_path / "table.csv"
-        table.to_csv(path, index=False)
-        places = ["--data", str(path), "--artifacts-dir", str(tmp_path / "artifacts")]
-        assert train("two_tower", "--epochs", "1", *places, "--version", version, *flags) == 0
-        return tmp_path / "artifacts" / "two_tower" / version
-
-    return run
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import torch
 from handlers.base import RecHandler
 from handlers.models.weights import load_network
 from handlers.models.youtube_dnn import WEIGHTS_FILE, YouTubeDNN
-from handlers.row_keys import HISTORY_KEY
+from handlers.request_rows import HISTORY_KEY
 from tests.examples import Example, load_handler, module, predict, train
 from training import artifacts
 from training.artifacts import IDS_FILE, VECTORS_FILE
@@ -25,25 +25,13 @@ from training.tasks.next_item.world import SEQUENCES_FILE, draw_sequences
 
 USER = {"user_age": 30, "user_gender": 2}
 
+MODEL = "youtube_dnn"
+
 
 @pytest.fixture
 def data() -> pd.DataFrame:
     """Draw a small table of the default data."""
     return draw_sequences(n_users=200, seed=5)[0]
-
-
-@pytest.fixture
-def fit(tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that trains on a table and returns the artifact folder."""
-
-    def run(table: pd.DataFrame, *flags: str, version: str = "v1") -> Path:
-        path = tmp_path / "table.csv"
-        table.to_csv(path, index=False)
-        places = ["--data", str(path), "--artifacts-dir", str(tmp_path / "artifacts")]
-        assert train("youtube_dnn", "--epochs", "1", *places, "--version", version, *flags) == 0
-        return tmp_path / "artifacts" / "youtube_dnn" / version
-
-    return run
 
 
 @pytest.fixture

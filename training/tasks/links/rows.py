@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from handlers.models.graph_recall import DEFAULT_TOP_K, MAX_TOP_K, Neighbours
+from handlers.models.graph_recall import Neighbours
+from handlers.request_rows import DEFAULT_TOP_K, MAX_TOP_K
 from handlers.schema import Feature, FeatureSchema
 from training.golden import GOLDEN_ROWS, Golden
 

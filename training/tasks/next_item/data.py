@@ -16,7 +16,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from handlers.row_keys import HISTORY_KEY, USER_FEATURES_KEY
+from handlers.request_rows import HISTORY_KEY, USER_FEATURES_KEY
 from handlers.schema import FeatureSchema
 from training.bounds import Count, Share
 from training.data.config import DataConfig

@@ -18,7 +18,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from handlers.row_keys import QUERY_FEATURES_KEY
+from handlers.request_rows import QUERY_FEATURES_KEY
 from training.data.features import fit_schema
 from training.data.files import read_parquet
 from training.data.sources import DataError, DataSet
