@@ -1,4 +1,4 @@
-"""The bad input of docs/protocol.md, row by row, over HTTP with real TorchServe."""
+"""The bad input of docs/errors.md, row by row, over HTTP with real TorchServe."""
 
 from __future__ import annotations
 
