@@ -29,7 +29,7 @@ from ts.torch_handler.base_handler import BaseHandler
 from handlers import logs
 from handlers.counts import FeatureCounts
 from handlers.decoding import RequestDecoder
-from handlers.errors import ArchiveError, RequestError
+from handlers.errors import ArchiveError, RequestError, RowError
 from handlers.schema import SCHEMA_VERSION
 from handlers.signature import GOLDEN_FILE, first_difference, verify_folder
 from handlers.telemetry import Telemetry
@@ -309,16 +309,22 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
             if len(requests) > 1:  # Score each request alone, to fail only those that must.
                 alone = [self._score({i: request}, on_failure) for i, request in requests.items()]
                 return [response for [response], _ in alone], sum(n for _, n in alone)
+            if isinstance(error, RowError):
+                where = f"data[{error.row}].{error.feature}"
+                refusal = RequestError(400, f"{where}: {error.problem}")
+                return [(refusal.status, refusal.to_json())], 0
             on_failure(next(iter(requests)), error)
             failure = RequestError(500, f"scoring failed: {type(error).__name__}; see the log")
             return [(failure.status, failure.to_json())], 0
         return responses, len(rows)
 
     def _predict(self, rows: list[Any]) -> Predictions:
-        chunks = [
-            self.predict(rows[start : start + CHUNK_ROWS])
-            for start in range(0, len(rows), CHUNK_ROWS)
-        ]
+        chunks = []
+        for start in range(0, len(rows), CHUNK_ROWS):
+            try:
+                chunks.append(self.predict(rows[start : start + CHUNK_ROWS]))
+            except RowError as error:
+                raise RowError(start + error.row, error.feature, error.problem) from None
         predictions: Predictions
         if len(chunks) == 1:
             [predictions] = chunks

@@ -23,7 +23,7 @@ _INDEX = re.compile(r"^\[(\d+)\]")
 # Types as msgspec names them, and as messages name them.
 _TYPE_NAMES = {
     "float | null": "a number",
-    "int | float | str | null": "a string or a number",
+    "bool | int | float | str | null": "a string or a number",
     "object | array": "an object or an array",
     "array | null": "a list",
     "object": "an object",

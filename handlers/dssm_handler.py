@@ -11,7 +11,8 @@ from handlers.models.dssm import ARCH_VERSION, META_FILE, WEIGHTS_FILE, FeatureD
 from handlers.models.text import TokenBags, buckets, search_terms
 from handlers.models.weights import load_network
 from handlers.request_rows import QUERY_FEATURES_KEY
-from handlers.schema import Feature, FeatureSchema, canonical_token, read_vocabularies
+from handlers.schema import Feature, FeatureSchema, read_vocabularies
+from handlers.values import row_token
 from handlers.wrapped_rows import WrappedRowsHandler
 
 
@@ -74,7 +75,8 @@ class DSSMHandler(WrappedRowsHandler):
 
     def _texts(self, queries: list[tuple[Any, ...]]) -> TokenBags:
         """Tokenize queries that are texts; unknown words count as out of vocabulary."""
-        texts = ["" if text is None else canonical_token(text) for (text,) in queries]
+        name = self.schema.names[0]
+        texts = [row_token(text, row, name) or "" for row, (text,) in enumerate(queries)]
         self.counts.missing[0] += sum(text is None for (text,) in queries)
         self.counts.out_of_vocabulary[0] += sum(
             not self.known[buckets(term)[0]] for text in texts for term in search_terms(text)

@@ -14,7 +14,8 @@ from handlers.models.graph_recall import (
     Neighbours,
 )
 from handlers.request_rows import DEFAULT_TOP_K, MAX_TOP_K
-from handlers.schema import Token, canonical_token, read_vocabularies
+from handlers.schema import read_vocabularies
+from handlers.values import Token, row_token, to_token
 
 
 class GraphRecallHandler(RecHandler):
@@ -50,7 +51,7 @@ class GraphRecallHandler(RecHandler):
             ``{"item_ids": [K], "scores": [K]}`` for each row, best first; empty lists if unknown.
         """
         predictions: list[Any] = [{"item_ids": [], "scores": []} for _ in rows]
-        nodes = [self._node(row.user_id) for row in rows]
+        nodes = [self._node(row_token(row.user_id, i, "user_id")) for i, row in enumerate(rows)]
         top_k = [self._top_k(row.top_k) for row in rows]
         known = [i for i, node in enumerate(nodes) if node is not None]
         found = self.neighbours.nearest(
@@ -64,16 +65,16 @@ class GraphRecallHandler(RecHandler):
     def embed_items(self, items: list[Any], model_dir: Path) -> Vectors:
         """Return the vectors of nodes."""
         table = np.load(model_dir / VECTORS_FILE, mmap_mode="r", allow_pickle=False)
-        nodes = np.array([self.nodes.get(canonical_token(item), -1) for item in items])
+        nodes = np.array([self.nodes.get(to_token(item) or "", -1) for item in items])
         vectors = np.full((len(items), table.shape[1]), np.nan, dtype=np.float32)
         vectors[nodes >= 0] = table[nodes[nodes >= 0]]
         return vectors
 
-    def _node(self, user_id: Token | None) -> int | None:
+    def _node(self, user_id: str | None) -> int | None:
         if user_id is None:
             self.counts.missing[0] += 1
             return None
-        node = self.nodes.get(canonical_token(user_id))
+        node = self.nodes.get(user_id)
         if node is None:
             self.counts.out_of_vocabulary[0] += 1
         return node

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from handlers.counts import FeatureCounts
+from handlers.errors import RowError
 from handlers.request_rows import HISTORY_KEY
-from handlers.schema import MISSING_INDEX, OOV_INDEX, Feature, FeatureSchema, Token
+from handlers.schema import MISSING_INDEX, OOV_INDEX, Feature, FeatureSchema
+from handlers.values import Token
 
 Indices = npt.NDArray[np.int64]
 
@@ -50,15 +52,21 @@ class ItemHistories:
 
         Returns:
             Indices as :func:`pad_histories` returns them, int64 [B, L].
+
+        Raises:
+            RowError: If an item is a float beyond 2^53.
         """
         counts.missing[-1] += sum(history.count(None) for history in histories)
         recent = [
             [item for item in history if item is not None][-self._max_history :]
             for history in histories
         ]
-        index = self.index([item for history in recent for item in history])
-        counts.out_of_vocabulary[-1] += (index == OOV_INDEX).sum()
         ends = np.cumsum([len(history) for history in recent])
+        try:
+            index = self.index([item for history in recent for item in history])
+        except RowError as error:
+            raise error.in_lists(ends.tolist()) from None
+        counts.out_of_vocabulary[-1] += (index == OOV_INDEX).sum()
         return pad_histories(np.split(index, ends[:-1]), self._max_history)
 
 

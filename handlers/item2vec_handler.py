@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 
 from handlers.base import RecHandler
+from handlers.errors import RowError
 from handlers.models.item2vec import (
     ARCH_VERSION,
     META_FILE,
@@ -17,7 +18,11 @@ from handlers.models.item2vec import (
     Vectors,
     word_tokens,
 )
-from handlers.schema import FIRST_TOKEN_INDEX, Feature, FeatureSchema, Token
+from handlers.schema import FIRST_TOKEN_INDEX, Feature, FeatureSchema
+from handlers.values import Token
+
+# Stands for every unknown word: the replacement character of Unicode.
+UNKNOWN_WORD = "\ufffd"
 
 
 class Item2VecHandler(RecHandler):
@@ -32,6 +37,7 @@ class Item2VecHandler(RecHandler):
         mode = self.meta["mode"]
         self.key = ROW_KEYS[mode]
         self.vectors = TokenVectors.load(model_dir / VECTORS_FILES[mode])
+        self.words = frozenset(self.vectors.tokens)
         feature = Feature(self.key, kind="category", vocabulary=self.vectors.tokens)
         self.schema = FeatureSchema([feature])
         self.feature_names = self.schema.names
@@ -51,8 +57,11 @@ class Item2VecHandler(RecHandler):
         """Compute mean vectors, float32 [B, D]."""
         sequences = [self._tokens(getattr(row, self.key)) for row in rows]
         flat = [token for sequence in sequences for token in sequence]
-        column = self.schema.matrix(self.schema.raw_columns({self.key: flat}), self.counts)
         ends = np.cumsum([len(sequence) for sequence in sequences])
+        try:
+            column = self.schema.matrix(self.schema.raw_columns({self.key: flat}), self.counts)
+        except RowError as error:
+            raise error.in_lists(ends.tolist()) from None
         return self.vectors.means(np.split(column[:, 0].astype(np.int64), ends[:-1]))
 
     def embed_items(self, items: list[Any], model_dir: Path) -> Vectors:
@@ -68,4 +77,8 @@ class Item2VecHandler(RecHandler):
         if value is None:
             self.counts.missing[0] += 1
             return []
-        return word_tokens(value) if self.key == "text" else value
+        if self.key != "text":
+            tokens: list[Any] = value
+            return tokens
+        # A word is not an id: one that looks like a float beyond 2^53 is unknown, not refused.
+        return [word if word in self.words else UNKNOWN_WORD for word in word_tokens(value)]

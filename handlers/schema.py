@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import struct
 import types
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from itertools import chain
@@ -27,6 +26,7 @@ import numpy.typing as npt
 from msgspec.structs import astuple
 
 from handlers.counts import FeatureCounts
+from handlers.values import MAX_EXACT, LostDigitsError, Token, row_token, to_token
 
 SCHEMA_VERSION = 1
 VOCABULARIES_FILE = "vocabularies.json"
@@ -35,28 +35,15 @@ MISSING_INDEX = 0
 OOV_INDEX = 1
 FIRST_TOKEN_INDEX = 2
 
-# pandas reads a column of integer ids with a missing cell as floats.
-ID_AS_FLOAT = r"(-?[0-9]+)\.0"
-_ID_AS_FLOAT = re.compile(ID_AS_FLOAT)
-
-Token = str | int | float
 Matrix = npt.NDArray[np.float32]
 RawMatrix = npt.NDArray[np.float64]
-
-
-def canonical_token(value: Token) -> str:
-    """Return the one spelling of a token: 196, 196.0, "196" and "196.0" are the same token."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    match = _ID_AS_FLOAT.fullmatch(text := str(value))
-    return match[1] if match else text
 
 
 class _Indices(dict[Token | None, int]):
     """Indices of tokens in any spelling; unknown tokens have the out-of-vocabulary index."""
 
     def __missing__(self, token: Token | None) -> int:
-        return OOV_INDEX if token is None else self.get(canonical_token(token), OOV_INDEX)
+        return self.get(to_token(token), OOV_INDEX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +89,7 @@ class _CategoryEncoder:
     """Encodes the tokens of one category as matrix columns of indices."""
 
     def __init__(self, feature: Feature) -> None:
-        self._buckets = feature.hash_buckets
+        self._name, self._buckets = feature.name, feature.hash_buckets
         self._index = _Indices({None: MISSING_INDEX})
         for i, token in enumerate(feature.vocabulary, start=FIRST_TOKEN_INDEX):
             self._index[token] = i
@@ -111,32 +98,43 @@ class _CategoryEncoder:
             for parse in (int, float):
                 try:
                     number = parse(token)
+                    # A larger float may not be the id that it is equal to; `to_token` refuses it.
+                    if abs(number) <= MAX_EXACT and to_token(number) == token:
+                        self._index[number] = i
                 except ValueError:
                     continue
-                if canonical_token(number) == token:
-                    self._index[number] = i
 
-    def encode(self, tokens: Iterable[Token | None]) -> RawMatrix:
-        """Return indices, float64 [B, width]; every index fits a float64 exactly."""
-        if self._buckets:
-            hashed = [self._hash(token) for token in tokens]
-            return np.array(hashed, dtype=np.float64).reshape(-1, 2)
-        index = self._index
-        return np.array([index[token] for token in tokens], dtype=np.float64)[:, None]
+    def encode(self, tokens: Collection[Token | None]) -> RawMatrix:
+        """Return indices, float64 [B, width]; every index fits a float64 exactly.
 
-    def _hash(self, token: Token | None) -> tuple[int, int]:
+        Raises:
+            RowError: If a token is a float beyond 2^53.
+        """
+        try:
+            if self._buckets:
+                hashed = [self._hash(token) for token in tokens]
+                return np.array(hashed, dtype=np.float64).reshape(-1, 2)
+            index = self._index
+            return np.array([index[token] for token in tokens], dtype=np.float64)[:, None]
+        except LostDigitsError:
+            for row, token in enumerate(tokens):
+                row_token(token, row, self._name)  # raises for the token
+            raise
+
+    def _hash(self, value: Token | None) -> tuple[int, int]:
+        token = to_token(value)
         if token is None:
             return MISSING_INDEX, MISSING_INDEX
-        digest = blake2b(canonical_token(token).encode("utf-8", "replace"), digest_size=16)
-        value = digest.digest()
+        digest = blake2b(token.encode("utf-8", "replace"), digest_size=16)
+        hashes = digest.digest()
         return (
-            FIRST_TOKEN_INDEX + int.from_bytes(value[:8], "big") % self._buckets,
-            FIRST_TOKEN_INDEX + int.from_bytes(value[8:], "big") % self._buckets,
+            FIRST_TOKEN_INDEX + int.from_bytes(hashes[:8], "big") % self._buckets,
+            FIRST_TOKEN_INDEX + int.from_bytes(hashes[8:], "big") % self._buckets,
         )
 
 
 def _value_type(feature: Feature) -> Any:
-    return float | None if feature.kind == "number" else str | int | float | None
+    return float | None if feature.kind == "number" else Token | None
 
 
 class FeatureSchema:

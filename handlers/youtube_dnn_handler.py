@@ -12,7 +12,8 @@ from handlers.histories import ItemHistories
 from handlers.models.weights import load_network
 from handlers.models.youtube_dnn import ARCH_VERSION, META_FILE, WEIGHTS_FILE, YouTubeDNN
 from handlers.request_rows import HISTORY_KEY, USER_FEATURES_KEY
-from handlers.schema import OOV_INDEX, FeatureSchema, Token, read_vocabularies
+from handlers.schema import OOV_INDEX, FeatureSchema, read_vocabularies
+from handlers.values import Token
 from handlers.wrapped_rows import WrappedRowsHandler
 
 

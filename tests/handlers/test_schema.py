@@ -21,8 +21,8 @@ from handlers.schema import (
     Feature,
     FeatureSchema,
     Matrix,
-    canonical_token,
 )
+from handlers.values import to_token
 from training.data import files
 from training.data.features import fit_schema, to_matrix
 from training.data.sources import DataError
@@ -41,7 +41,9 @@ SCHEMA = FeatureSchema(
 FEATURES = {feature.name: feature for feature in SCHEMA.features}
 
 tokens = (
-    st.sampled_from(["196", "anna", "-1", "1.5", "007", "", "nobody", "196.0"])
+    st.sampled_from(
+        ["196", "anna", "-1", "1.5", "007", "", "nobody", "196.0", "196.00", " 196", "1.96e2"]
+    )
     | st.integers(-(2**53), 2**53)
     | st.sampled_from([196, 196.0, -1.0, 1.5, 7])
     | st.text()
@@ -77,7 +79,7 @@ def trained(schema: FeatureSchema, rows: list[dict[str, Any]]) -> Matrix:
         if feature.kind == "number":
             frame[feature.name] = column.astype(np.float64)
         else:
-            frame[feature.name] = column.map(canonical_token, na_action="ignore")
+            frame[feature.name] = column.map(to_token, na_action="ignore")
     return to_matrix(schema, frame)
 
 

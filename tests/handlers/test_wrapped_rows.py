@@ -15,7 +15,8 @@ from handlers.counts import FeatureCounts
 from handlers.decoding import RequestDecoder
 from handlers.errors import RequestError
 from handlers.histories import ItemHistories
-from handlers.schema import Feature, FeatureSchema, Token
+from handlers.schema import Feature, FeatureSchema
+from handlers.values import Token
 from handlers.wrapped_rows import WrappedRowsHandler
 
 

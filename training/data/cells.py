@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,13 +11,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from handlers.schema import ID_AS_FLOAT, canonical_token
+from handlers.values import TIME_PATTERN, LostDigitsError, to_token
 
 Numbers = npt.NDArray[np.float32]
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 # Words for a missing number, such as NaN and NA.
 _MISSING_WORDS = {word.lower() for word in pyarrow.csv.ConvertOptions().null_values if word}
+# Texts, without blanks at their ends, that may not be their own token.
+_RESPELLED = (
+    rf"^(?:-0|-?[0-9]*\.[0-9]*(?:[eE][+-]?[0-9]+)?|-?[0-9]+[eE][+-]?[0-9]+|{TIME_PATTERN}"
+    r"|(?i:true|false))?$"
+)
 
 
 class WrongCell(NamedTuple):
@@ -39,6 +43,8 @@ def to_numbers(column: pa.Array) -> tuple[Numbers, WrongCell | None]:
     Returns:
         The numbers, float32 [rows], and the first cell that is not a number, if there is one.
     """
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.uint8())
     is_number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
     if not any(is_type(column.type) for is_type in is_number):
         column = column.cast(pa.string())
@@ -47,7 +53,7 @@ def to_numbers(column: pa.Array) -> tuple[Numbers, WrongCell | None]:
         values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         junk = np.zeros(len(values), dtype=np.bool_)
     except pa.ArrowInvalid:  # a text is not a number, or has spaces around it
-        text = column.to_pandas()
+        text = _without_booleans(column).to_pandas()
         values = pd.to_numeric(text, errors="coerce").to_numpy(np.float64)
         is_word = text.str.strip().str.lower().isin(_MISSING_WORDS).to_numpy()
         junk = present & np.isnan(values) & ~is_word
@@ -60,27 +66,56 @@ def to_numbers(column: pa.Array) -> tuple[Numbers, WrongCell | None]:
     return np.zeros(len(values), np.float32), WrongCell(index, problem)
 
 
-def to_texts(column: pa.Array) -> pa.Array:
-    """Convert a column to texts, null where a cell is missing."""
-    if not pa.types.is_floating(column.type):
-        texts = column.cast(pa.large_string())
-        if pa.types.is_decimal(column.type) and column.type.scale > 0:
-            texts = pc.utf8_rtrim(pc.utf8_rtrim(texts, "0"), ".")
-        return texts
-    column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column).dictionary_encode()
-    # Through text, so that the float32 0.1 reads 0.1; Python then avoids Arrow's 1e+11 for an id.
-    floats = column.dictionary.cast(pa.string()).cast(pa.float64()).to_pylist()
-    return pa.array(map(canonical_token, floats), pa.large_string()).take(column.indices)
+def _without_booleans(column: pa.Array) -> pa.Array:
+    """Replace the texts true and false, in any case, by 1 and 0."""
+    lower = pc.utf8_lower(pc.utf8_trim_whitespace(column))
+    column = pc.if_else(pc.equal(lower, "true"), "1", column)
+    return pc.if_else(pc.equal(lower, "false"), "0", column)
 
 
-def to_tokens(texts: Sequence[pa.Array]) -> pd.Series[str]:
-    """Join batches of :func:`to_texts` into a column of canonical tokens, such as 7 for 7.0."""
-    tokens = pa.chunked_array(texts, pa.large_string())
-    if pc.any(pc.ends_with(tokens, ".0")).as_py():
-        # The same rule as handlers.schema.canonical_token.
-        tokens = pc.replace_substring_regex(tokens, f"^{ID_AS_FLOAT}$", r"\1")
-    series: pd.Series[str] = tokens.to_pandas()
-    return series
+def to_tokens(column: pa.Array) -> tuple[pa.Array, WrongCell | None]:
+    """Convert a column to tokens as :func:`handlers.values.to_token` spells them.
+
+    Returns:
+        The tokens, large_string, null where a cell is missing; and the first cell without a token,
+        if there is one.
+    """
+    texts = _texts(column)
+    doubtful = pc.match_substring_regex(texts, _RESPELLED)
+    if not pc.any(doubtful).as_py():
+        return texts, None
+    found = texts.filter(doubtful).dictionary_encode()
+    tokens, lost = [], []
+    for text in found.dictionary.to_pylist():
+        try:
+            tokens.append(to_token(text))
+        except LostDigitsError:
+            tokens.append(None)
+            lost.append(text)
+    if lost:
+        is_lost = pc.is_in(texts, pa.array(lost, pa.large_string()))
+        n, row = pc.sum(is_lost).as_py(), pc.index(is_lost, True).as_py()
+        problem = (
+            f"expected ids, got {texts[row]}: a float beyond 2^53 has lost digits, as {n} of "
+            f"{len(texts)} cells from here on have; write the column as int64 or as text"
+        )
+        return texts, WrongCell(row, problem)
+    respelled = pa.array(tokens, pa.large_string()).take(found.indices)
+    return pc.replace_with_mask(texts, pc.fill_null(doubtful, False), respelled), None
+
+
+def _texts(column: pa.Array) -> pa.Array:
+    """Convert a column to texts without blanks at their ends."""
+    if pa.types.is_floating(column.type):
+        is_nan = pc.is_nan(column)
+        column = pc.if_else(is_nan, pa.scalar(None, column.type), column).dictionary_encode()
+        # Through text, so that the float32 0.1 reads 0.1; with Python's exponents, not Arrow's.
+        floats = column.dictionary.cast(pa.string()).cast(pa.float64()).to_pylist()
+        return pa.array(map(str, floats), pa.large_string()).take(column.indices)
+    texts = column.cast(pa.large_string())
+    if pa.types.is_decimal(column.type) and column.type.scale > 0:
+        texts = pc.utf8_rtrim(pc.utf8_rtrim(texts, "0"), ".")
+    return pc.utf8_trim_whitespace(texts)
 
 
 def time_order(times: pd.Series[Any]) -> tuple[npt.NDArray[np.intp], WrongCell | None]:

@@ -33,12 +33,15 @@ class Readable(Protocol):
 
 
 def csv_columns(file: Readable) -> list[str]:
-    """Read the names in the header.
+    """Read the names in the header, without blanks at their ends.
 
     Raises:
         pyarrow.ArrowInvalid: If there is no header.
     """
-    header = _header(next(_blocks(file), b""))
+    return [name.strip() for name in _names(_header(next(_blocks(file), b"")))]
+
+
+def _names(header: bytes) -> list[str]:
     return list(pyarrow.csv.read_csv(pa.BufferReader(header)).column_names)
 
 
@@ -49,7 +52,8 @@ def csv_batches(
 
     Args:
         file: CSV in UTF-8.
-        columns: Columns to read. Only an empty cell is missing: NA may be a country.
+        columns: Columns to read, named as :func:`csv_columns` does. Only an empty cell is missing:
+            NA may be a country.
         names: Names of all columns if the stream has no header; a quoted cell is then never
             missing.
 
@@ -60,14 +64,16 @@ def csv_batches(
     # Without a header, an empty line may be the missing cell of a single column.
     parsing = pyarrow.csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=names is None)
     converting = pyarrow.csv.ConvertOptions(
-        include_columns=list(columns),
-        column_types=dict.fromkeys(columns, pa.string()),
         null_values=[""],
         strings_can_be_null=True,
         quoted_strings_can_be_null=names is None,
     )
     header, n_rows = b"", 0
     for rows in _blocks(file):
+        if not converting.column_types:  # the first block, which has the header
+            written = {name.strip(): name for name in names or _names(_header(rows))}
+            converting.include_columns = [written[name] for name in columns]
+            converting.column_types = dict.fromkeys(written.values(), pa.string())
         memory = pa.BufferOutputStream()
         memory.write(header)
         memory.write(rows)
@@ -77,7 +83,7 @@ def csv_batches(
             table = pyarrow.csv.read_csv(source, reading, parsing, converting)
         except pa.ArrowInvalid as error:
             raise pa.ArrowInvalid(_renumbered(str(error), n_rows)) from None
-        yield from table.to_batches()
+        yield from table.rename_columns(list(columns)).to_batches()
         n_rows += table.num_rows
         if names is None and not header:
             header = _header(rows)

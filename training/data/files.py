@@ -20,7 +20,6 @@ from botocore.exceptions import BotoCoreError
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from handlers.schema import canonical_token
 from training.data.csv_stream import csv_batches, csv_columns
 from training.data.sources import SPLIT_NAMES, DataError, DataSet, Table
 
@@ -204,4 +203,4 @@ def _json_cells(values: list[Any]) -> pa.Array:
     try:
         return pa.array(values)
     except (pa.ArrowException, OverflowError):  # mixed types, or beyond int64
-        return pa.array([None if value is None else canonical_token(value) for value in values])
+        return pa.array([None if value is None else str(value) for value in values])

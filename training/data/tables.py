@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 from tqdm import tqdm
 
-from training.data.cells import Numbers, time_order, to_numbers, to_texts, to_tokens
+from training.data.cells import Numbers, time_order, to_numbers, to_tokens
 from training.data.sources import DataError, Source, Table
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class _Cells:
         self.wrong: dict[str, str] = {}
         self._named, self._categorical, self._order_by = named, categorical, order_by
         self._numbers: dict[str, list[Numbers]] = defaultdict(list)
-        self._texts: dict[str, list[pa.Array]] = defaultdict(list)
+        self._tokens: dict[str, list[pa.Array]] = defaultdict(list)
         self._times: list[pa.Array] = []
 
     def add(self, source: Source, batch: pa.RecordBatch, columns: Sequence[str]) -> None:
@@ -127,15 +127,18 @@ class _Cells:
         for name in columns:
             column = batch.column(name)
             if name in self._categorical:
-                self._texts[name].append(to_texts(column))
+                tokens, wrong = to_tokens(column)
+                self._tokens[name].append(tokens)
             elif name in self._named:
                 values, wrong = to_numbers(column)
                 self._numbers[name].append(values)
-                if wrong:
-                    cell = self.rows.cell(first + wrong.row, name)
-                    self.wrong.setdefault(name, f"{cell}: {wrong.problem}")
+            else:
+                wrong = None
+            if wrong:
+                cell = self.rows.cell(first + wrong.row, name)
+                self.wrong.setdefault(name, f"{cell}: {wrong.problem}")
             if name == self._order_by:
-                self._times.append(to_texts(column))
+                self._times.append(to_tokens(column)[0])
 
     def to_frame(self, columns: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
         """Join the batches, which are freed meanwhile, and sort the rows.
@@ -146,20 +149,25 @@ class _Cells:
         problems = list(self.wrong.values())
         frame = pd.DataFrame(
             {
-                name: to_tokens(self._texts.pop(name))
-                if name in self._texts
+                name: _join(self._tokens.pop(name))
+                if name in self._tokens
                 else np.concatenate(self._numbers.pop(name))
                 for name in columns
                 if name not in self.wrong
             }
         )
         if self._order_by:
-            order, wrong = time_order(to_tokens(self._times))
+            order, wrong = time_order(_join(self._times))
             if wrong:
                 cell = self.rows.cell(wrong.row, self._order_by)
                 problems.append(f"{cell}: {wrong.problem}")
             frame = frame.iloc[order].reset_index(drop=True)
         return frame, problems
+
+
+def _join(tokens: Sequence[pa.Array]) -> pd.Series[str]:
+    series: pd.Series[str] = pa.chunked_array(tokens, pa.large_string()).to_pandas()
+    return series
 
 
 class _RowNames:

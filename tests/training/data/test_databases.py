@@ -151,7 +151,9 @@ def test_a_table_reads_like_a_file_of_the_same_rows(database: Database, tmp_path
     pd.testing.assert_frame_equal(read, read_table(files.find(str(path)).table, *columns))
 
 
-def test_only_null_is_missing_whatever_a_text_looks_like(database: Database) -> None:
+def test_only_null_and_empty_text_are_missing_whatever_a_text_looks_like(
+    database: Database,
+) -> None:
     database.execute(
         "DROP TABLE IF EXISTS texts",
         "CREATE TABLE texts (country VARCHAR(9), amount NUMERIC(9, 2))",
@@ -159,7 +161,12 @@ def test_only_null_is_missing_whatever_a_text_looks_like(database: Database) -> 
         rows=[["NA", 1.25], ["", 2], [None, None], ["null", 0]],
     )
     read = read_table([database.source(table="texts")], ["amount"], ["country"])
-    assert [None if pd.isna(cell) else cell for cell in read["country"]] == ["NA", "", None, "null"]
+    assert [None if pd.isna(cell) else cell for cell in read["country"]] == [
+        "NA",
+        None,
+        None,
+        "null",
+    ]
     assert [None if pd.isna(cell) else cell for cell in read["amount"]] == [1.25, 2, None, 0]
     # A row whose only cell is missing is still a row.
     assert len(read_table([database.source(table="texts")], ["amount"])) == 4

@@ -1,0 +1,127 @@
+"""The one spelling of a value: from a cell, a database or JSON to a token.
+
+Readers, vocabularies, handlers and the sidecar all call :func:`to_token`, so 196 in a Parquet file,
+``196.00`` in a CSV file and ``"196"`` in a request are the same category. docs/data.md shows the
+rules as a table.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import datetime, timedelta
+
+from handlers.errors import RowError
+
+Token = bool | str | int | float
+
+# Every integer up to here is a float64, and most beyond are not.
+MAX_EXACT = 1 << 53
+
+# No leading zeros and no plus sign: "007" is a code, and "+4930" the start of a phone number.
+_NUMBER = r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+TIME_PATTERN = (
+    r"([0-9]{4})-([0-9]{2})-([0-9]{2})"
+    r"(?:[Tt ]([0-9]{2}):([0-9]{2})(?::([0-9]{2})(?:\.([0-9]{1,9}))?)?"
+    r" ?(Z|z|UTC|[+-][0-9]{2}(?::?[0-9]{2})?)?)?"
+)
+_BOOLEANS = {"true": "1", "false": "0"}
+
+_number = re.compile(_NUMBER)
+_time = re.compile(TIME_PATTERN)
+
+
+class LostDigitsError(ValueError):
+    """A float stands for an id, but is too large for a float to hold every digit of the id."""
+
+
+def to_token(value: Token | None) -> str | None:
+    """Return the one spelling of a value, None if it is missing.
+
+    - None, NaN and blank text are missing. Blanks at both ends do not count.
+    - ``true`` and ``false``, in any case, are ``1`` and ``0``.
+    - A number has its shortest spelling: ``196`` for 196.0, ``196.00`` and ``1.96e2``. Leading
+      zeros and a plus sign make it text.
+    - A date or time in ISO 8601 is a date or a UTC time: ``2026-11-25``, ``2026-11-25T08:00:00Z``.
+      Without an offset it is taken as UTC.
+
+    Raises:
+        LostDigitsError: If a number written as a float is beyond 2^53, such as 7.2e+18.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return _text_token(value.strip())
+    if isinstance(value, float):
+        return _float_token(value)
+    return str(int(value))
+
+
+def row_token(value: Token | None, row: int, name: str) -> str | None:
+    """Return :func:`to_token` of a value in a request.
+
+    Args:
+        value: The value.
+        row: Position of its row among those that are encoded together.
+        name: Name of the feature.
+
+    Raises:
+        RowError: If the value is a float beyond 2^53.
+    """
+    try:
+        return to_token(value)
+    except LostDigitsError as error:
+        problem = f"expected an id, got {value}: {error}; send it as an integer or as text"
+        raise RowError(row, name, problem) from None
+
+
+def _text_token(text: str) -> str | None:
+    if not text:
+        return None
+    if text[0] in "-.0123456789":
+        if _number.fullmatch(text):
+            return _number_token(text)
+        if match := _time.fullmatch(text):
+            return _time_token(match) or text
+        return text
+    return _BOOLEANS.get(text.lower(), text)
+
+
+def _number_token(text: str) -> str | None:
+    if text.lstrip("-").isdigit():
+        return "0" if text == "-0" else text
+    return _float_token(float(text))
+
+
+def _float_token(value: float) -> str | None:
+    if math.isnan(value):
+        return None
+    if abs(value) > MAX_EXACT:
+        raise LostDigitsError("a float beyond 2^53 has lost digits")
+    return str(int(value)) if value.is_integer() else repr(value)
+
+
+def _time_token(match: re.Match[str]) -> str | None:
+    time = _parsed(match)
+    if time is None:
+        return None
+    fraction = (match[7] or "").rstrip("0")
+    if (time.hour, time.minute, time.second, fraction) == (0, 0, 0, ""):
+        return time.date().isoformat()
+    return time.isoformat() + (f".{fraction}" if fraction else "") + "Z"
+
+
+def _parsed(match: re.Match[str]) -> datetime | None:
+    """Return the UTC time, or the local time if there is no offset, without the fraction."""
+    year, month, day, hour, minute, second = (int(part or 0) for part in match.groups()[:6])
+    try:
+        return datetime(year, month, day, hour, minute, second) - _offset(match[8])
+    except (ValueError, OverflowError):  # such as February 30
+        return None
+
+
+def _offset(text: str | None) -> timedelta:
+    if text is None or text in ("Z", "z", "UTC"):
+        return timedelta()
+    hours, minutes = int(text[1:3]), int(text[-2:]) if len(text) > 3 else 0
+    return timedelta(hours=hours, minutes=minutes) * (-1 if text[0] == "-" else 1)
