@@ -12,9 +12,8 @@ from typing import Any
 import msgspec
 import orjson
 
-from handlers.errors import RequestError
+from handlers.errors import MAX_SHOWN, RequestError
 
-MAX_SHOWN = 60  # Most characters of a value in a message.
 EXAMPLE = '{"data": [{...}, ...]}'
 
 _LOCATED = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)

@@ -12,7 +12,7 @@ from handlers.models.text import TokenBags, buckets, search_terms
 from handlers.models.weights import load_network
 from handlers.request_rows import QUERY_FEATURES_KEY
 from handlers.schema import Feature, FeatureSchema, read_vocabularies
-from handlers.values import row_token
+from handlers.values import to_text
 from handlers.wrapped_rows import WrappedRowsHandler
 
 
@@ -75,8 +75,7 @@ class DSSMHandler(WrappedRowsHandler):
 
     def _texts(self, queries: list[tuple[Any, ...]]) -> TokenBags:
         """Tokenize queries that are texts; unknown words count as out of vocabulary."""
-        name = self.schema.names[0]
-        texts = [row_token(text, row, name) or "" for row, (text,) in enumerate(queries)]
+        texts = [to_text(text) or "" for (text,) in queries]
         self.counts.missing[0] += sum(text is None for (text,) in queries)
         self.counts.out_of_vocabulary[0] += sum(
             not self.known[buckets(term)[0]] for text in texts for term in search_terms(text)

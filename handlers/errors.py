@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import orjson
 
+MAX_SHOWN = 60  # Most characters of a value in a message.
+
 _TYPES = {
     400: "InvalidRequest",
     413: "TooManyRows",

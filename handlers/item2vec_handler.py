@@ -37,7 +37,7 @@ class Item2VecHandler(RecHandler):
         mode = self.meta["mode"]
         self.key = ROW_KEYS[mode]
         self.vectors = TokenVectors.load(model_dir / VECTORS_FILES[mode])
-        self.words = frozenset(self.vectors.tokens)
+        self.words = frozenset(self.vectors.tokens if self.key == "text" else ())
         feature = Feature(self.key, kind="category", vocabulary=self.vectors.tokens)
         self.schema = FeatureSchema([feature])
         self.feature_names = self.schema.names

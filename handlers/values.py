@@ -1,6 +1,6 @@
 """The one spelling of a value: from a cell, a database or JSON to a token.
 
-Readers, vocabularies, handlers and the sidecar all call :func:`to_token`, so 196 in a Parquet file,
+Readers, vocabularies and handlers all call :func:`to_token`, so 196 in a Parquet file,
 ``196.00`` in a CSV file and ``"196"`` in a request are the same category. docs/data.md shows the
 rules as a table.
 """
@@ -11,15 +11,16 @@ import math
 import re
 from datetime import datetime, timedelta
 
-from handlers.errors import RowError
+from handlers.errors import MAX_SHOWN, RowError
 
 Token = bool | str | int | float
 
 # Every integer up to here is a float64, and most beyond are not.
 MAX_EXACT = 1 << 53
 
-# No leading zeros and no plus sign: "007" is a code, and "+4930" the start of a phone number.
-_NUMBER = r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+# No leading zeros and no plus sign: "007" is a code, and "+4930" the start of a phone number. An
+# exponent follows one digit and has three at most: "1234567e1" and "7e211810" are hexadecimal ids.
+_NUMBER = r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+|[0-9](?:\.[0-9]*)?[eE][+-]?[0-9]{1,3})"
 TIME_PATTERN = (
     r"([0-9]{4})-([0-9]{2})-([0-9]{2})"
     r"(?:[Tt ]([0-9]{2}):([0-9]{2})(?::([0-9]{2})(?:\.([0-9]{1,9}))?)?"
@@ -71,8 +72,20 @@ def row_token(value: Token | None, row: int, name: str) -> str | None:
     try:
         return to_token(value)
     except LostDigitsError as error:
-        problem = f"expected an id, got {value}: {error}; send it as an integer or as text"
+        shown = str(value)[:MAX_SHOWN]
+        problem = f"expected an id, got {shown}: {error}; send it as an integer or as text"
         raise RowError(row, name, problem) from None
+
+
+def to_text(value: Token | None) -> str | None:
+    """Return :func:`to_token` of a value that is no id, such as a search query.
+
+    A number beyond 2^53 is text like any other here: as it is written, without blanks at its ends.
+    """
+    try:
+        return to_token(value)
+    except LostDigitsError:
+        return str(value).strip()
 
 
 def _text_token(text: str) -> str | None:
@@ -90,7 +103,10 @@ def _text_token(text: str) -> str | None:
 def _number_token(text: str) -> str | None:
     if text.lstrip("-").isdigit():
         return "0" if text == "-0" else text
-    return _float_token(float(text))
+    number = float(text)
+    if abs(number) > MAX_EXACT and not set(text) & {".", "+"}:
+        return text  # such as 9e21: programs write a large float with a point or a plus sign
+    return _float_token(number)
 
 
 def _float_token(value: float) -> str | None:

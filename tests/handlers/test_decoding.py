@@ -90,6 +90,33 @@ def test_no_input_gets_a_5xx_or_a_nan(handler: RecHandler, batch: list[bytes]) -
     assert served == n_rows
 
 
+@pytest.fixture(scope="module")
+def handler_of_ids(artifact_folder: Callable[[Example], Any]) -> RecHandler:
+    example = module("xgb").EXAMPLES[1]
+    return load_handler(example.model, artifact_folder(example))
+
+
+def test_an_id_that_lost_digits_is_refused_and_its_batch_mates_are_served(
+    handler_of_ids: RecHandler,
+) -> None:
+    rows = [[{"user_id": 7234567890123456789}], [{"user_id": 1}] * 5000 + [{"user_id": 7.2e18}]]
+    bodies = [json.dumps({"data": data}).encode() for data in [*rows, [{"user_id": "1"}]]]
+    failures: list[Exception] = []
+    responses, n_rows = handler_of_ids.answer(bodies, lambda _, error: failures.append(error))
+    assert [status for status, _ in responses] == [200, 400, 200]
+    assert json.loads(responses[1][1])["message"] == (
+        "data[5000].user_id: expected an id, got 7.2e+18: a float beyond 2^53 has lost digits; "
+        "send it as an integer or as text"
+    )
+    assert (n_rows, failures) == (2, [])
+
+
+@pytest.mark.parametrize("sent", ["true", '"True"', "1", "1.0", '" 1"'])
+def test_true_is_the_category_1(decoder: RequestDecoder, sent: str) -> None:
+    rows = decoder.decode(b'{"data": [{"user_id": %b}]}' % sent.encode())
+    assert SCHEMA.matrix(SCHEMA.raw_matrix(rows))[0, 2] == 2
+
+
 @pytest.fixture
 def decoder() -> RequestDecoder:
     return RequestDecoder(SCHEMA.row_type, SCHEMA.names, SCHEMA.names, max_rows=3)

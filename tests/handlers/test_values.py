@@ -19,12 +19,14 @@ from handlers.counts import FeatureCounts
 from handlers.errors import RowError
 from handlers.histories import ItemHistories
 from handlers.schema import Feature, FeatureSchema
-from handlers.values import LostDigitsError, to_token
+from handlers.values import LostDigitsError, to_text, to_token
 from training.data import files
 from training.data.cells import to_tokens
 from training.data.sources import DataError
 from training.data.tables import read_table
+from training.tasks.links.data import read_edges
 
+HEX_IDS = ["7e211810", "1234567e1", "12e45678", "1e400", "68fd1e64"]  # as in Criteo's click logs
 SPELLINGS: list[tuple[str | None, list[Any]]] = [
     ("196", [196, 196.0, "196", "196.0", "196.00", "1.96e2", " 196", "196\t"]),
     ("12.5", [12.5, "12.5", "12.50", "1.25e1"]),
@@ -38,12 +40,13 @@ SPELLINGS: list[tuple[str | None, list[Any]]] = [
     ("2026-11-25T08:00:00.25Z", ["2026-11-25 08:00:00.250", "2026-11-25T08:00:00.25Z"]),
     ("007", ["007"]),
     ("+4930", ["+4930"]),
+    *((id_, [id_, f" {id_}"]) for id_ in HEX_IDS),
     ("2026-02-30", ["2026-02-30"]),
     ("NA", ["NA"]),
     (None, [None, "", " ", float("nan")]),
 ]
 SPELLED = [(token, value) for token, values in SPELLINGS for value in values]
-LOST = [7.234567890123457e18, "7.234567890123457e+18", "9999999999999999.0", "1e400", 1e300]
+LOST = [7.234567890123457e18, "7.234567890123457E18", "7e+18", "9999999999999999.0", 1e300]
 
 
 @pytest.mark.parametrize(("token", "value"), SPELLED)
@@ -126,9 +129,31 @@ def test_ids_that_became_floats_are_refused_with_their_number(tmp_path: Path, su
     frame = pd.DataFrame({"item": ids})
     path = tmp_path / f"t.{suffix}"
     frame.to_csv(path) if suffix == "csv" else frame.to_parquet(path)
-    expected = r"column item: expected ids, got 7.23\S+: a float beyond 2\^53 .* as 19 of 20 cells"
+    expected = (
+        r"column item: expected ids, got 7.23\S+: a float beyond 2\^53 .* like 19 of the 20 cells"
+    )
     with pytest.raises(DataError, match=expected):
         read_table(files.find(str(path)).table, [], ["item"])
+
+
+def test_hexadecimal_ids_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(["id", *HEX_IDS]))
+    assert read_table(files.find(str(path)).table, [], ["id"])["id"].tolist() == HEX_IDS
+
+
+def test_a_number_in_a_text_is_text_however_large(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("query\n7.2e+18\nred shoes\n")
+    read = read_table(files.find(str(path)).table, [], ["query"], texts=["query"])
+    assert read["query"].tolist() == [to_text("7.2e+18"), "red shoes"] == ["7.2e+18", "red shoes"]
+
+
+def test_an_edge_list_with_ids_that_lost_digits_names_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text("1 2\n7.2e+18 3\n")
+    with pytest.raises(DataError, match=r"line 2: expected ids, got .7\.2e\+18 3.: a float"):
+        read_edges(files.find(str(path), suffixes=[".txt"]))
 
 
 def test_blanks_after_the_commas_of_csv_do_not_count(tmp_path: Path) -> None:
@@ -161,5 +186,5 @@ def test_an_item_of_a_history_that_lost_digits_is_placed_by_its_row() -> None:
 def test_a_category_that_lost_digits_is_placed_by_its_row(hash_buckets: int) -> None:
     schema = FeatureSchema([Feature("id", kind="category", hash_buckets=hash_buckets)])
     with pytest.raises(RowError, match="send it as an integer or as text") as error:
-        schema.encode([{"id": 7234567890123456789}, {"id": "1e300"}])
+        schema.encode([{"id": 7234567890123456789}, {"id": "1e+300"}])
     assert (error.value.row, error.value.feature) == (1, "id")

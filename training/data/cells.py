@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from handlers.values import TIME_PATTERN, LostDigitsError, to_token
+from handlers.values import TIME_PATTERN, LostDigitsError, to_text, to_token
 
 Numbers = npt.NDArray[np.float32]
 
@@ -20,7 +20,7 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _MISSING_WORDS = {word.lower() for word in pyarrow.csv.ConvertOptions().null_values if word}
 # Texts, without blanks at their ends, that may not be their own token.
 _RESPELLED = (
-    rf"^(?:-0|-?[0-9]*\.[0-9]*(?:[eE][+-]?[0-9]+)?|-?[0-9]+[eE][+-]?[0-9]+|{TIME_PATTERN}"
+    rf"^(?:-0|-?[0-9]*\.[0-9]*(?:[eE][+-]?[0-9]+)?|-?[0-9][eE][+-]?[0-9]+|{TIME_PATTERN}"
     r"|(?i:true|false))?$"
 )
 
@@ -73,39 +73,43 @@ def _without_booleans(column: pa.Array) -> pa.Array:
     return pc.if_else(pc.equal(lower, "false"), "0", column)
 
 
-def to_tokens(column: pa.Array) -> tuple[pa.Array, WrongCell | None]:
+def to_tokens(column: pa.Array, *, are_ids: bool = True) -> tuple[pa.Array, WrongCell | None]:
     """Convert a column to tokens as :func:`handlers.values.to_token` spells them.
 
+    Args:
+        column: Cells of any type, [rows].
+        are_ids: Whether a float beyond 2^53 is a wrong cell; else it is a text.
+
     Returns:
-        The tokens, large_string, null where a cell is missing; and the first cell without a token,
-        if there is one.
+        The tokens, large_string [rows], null where a cell is missing; and the first cell that has
+        lost digits, if there is one.
     """
-    texts = _texts(column)
+    texts = to_texts(column)
     doubtful = pc.match_substring_regex(texts, _RESPELLED)
     if not pc.any(doubtful).as_py():
         return texts, None
     found = texts.filter(doubtful).dictionary_encode()
     tokens, lost = [], []
     for text in found.dictionary.to_pylist():
+        tokens.append(to_text(text))
         try:
-            tokens.append(to_token(text))
+            to_token(text)
         except LostDigitsError:
-            tokens.append(None)
             lost.append(text)
-    if lost:
+    if lost and are_ids:
         is_lost = pc.is_in(texts, pa.array(lost, pa.large_string()))
         n, row = pc.sum(is_lost).as_py(), pc.index(is_lost, True).as_py()
         problem = (
-            f"expected ids, got {texts[row]}: a float beyond 2^53 has lost digits, as {n} of "
-            f"{len(texts)} cells from here on have; write the column as int64 or as text"
+            f"expected ids, got {texts[row]}: a float beyond 2^53 has lost digits, like {n} of the "
+            f"{len(texts)} cells read with it; write the column as int64 or as text"
         )
         return texts, WrongCell(row, problem)
     respelled = pa.array(tokens, pa.large_string()).take(found.indices)
     return pc.replace_with_mask(texts, pc.fill_null(doubtful, False), respelled), None
 
 
-def _texts(column: pa.Array) -> pa.Array:
-    """Convert a column to texts without blanks at their ends."""
+def to_texts(column: pa.Array) -> pa.Array:
+    """Convert a column to texts without blanks at their ends, large_string [rows]."""
     if pa.types.is_floating(column.type):
         is_nan = pc.is_nan(column)
         column = pc.if_else(is_nan, pa.scalar(None, column.type), column).dictionary_encode()

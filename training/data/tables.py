@@ -9,14 +9,14 @@ from __future__ import annotations
 import difflib
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from tqdm import tqdm
 
-from training.data.cells import Numbers, time_order, to_numbers, to_tokens
+from training.data.cells import Numbers, time_order, to_numbers, to_texts, to_tokens
 from training.data.sources import DataError, Source, Table
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ def read_table(
     categorical: Sequence[str] = (),
     optional: Sequence[str] = (),
     *,
+    texts: Collection[str] = (),
     order_by: str | None = None,
 ) -> pd.DataFrame:
     """Read the named columns.
@@ -38,6 +39,7 @@ def read_table(
         categorical: Columns to read as tokens; 196, 196.0 and "196" are all the token "196".
         optional: Columns to leave out if the table does not have them. They are numeric unless
             ``categorical`` names them too.
+        texts: Those of ``categorical`` that hold no ids: a number beyond 2^53 in them is text.
         order_by: Column of numbers or ISO dates to sort the rows by, oldest first; rows of equal
             time keep the table's order.
 
@@ -56,7 +58,9 @@ def read_table(
             "held out; name a --time-column, or order a --query by columns that identify a row",
             unordered[0],
         )
-    frame, problems = read_with_problems(table, numeric, categorical, optional, order_by)
+    frame, problems = read_with_problems(
+        table, numeric, categorical, optional, order_by, texts=texts
+    )
     if problems:
         raise DataError("\n".join(problems))
     return frame
@@ -68,6 +72,8 @@ def read_with_problems(
     categorical: Sequence[str] = (),
     optional: Sequence[str] = (),
     order_by: str | None = None,
+    *,
+    texts: Collection[str] = (),
 ) -> tuple[pd.DataFrame, list[str]]:
     """Read as :func:`read_table` does, but return the problems instead of raising them.
 
@@ -79,7 +85,7 @@ def read_with_problems(
     """
     named = dict.fromkeys([*numeric, *optional, *categorical])
     wanted: list[str] = []
-    cells = _Cells(named, categorical, order_by)
+    cells = _Cells(named, categorical, texts, order_by)
     problems: list[str] = []
     with tqdm(unit="row", unit_scale=True, delay=1, disable=None, leave=False) as bar:
         for source in table:
@@ -111,11 +117,16 @@ class _Cells:
     """
 
     def __init__(
-        self, named: dict[str, None], categorical: Sequence[str], order_by: str | None
+        self,
+        named: dict[str, None],
+        categorical: Sequence[str],
+        texts: Collection[str],
+        order_by: str | None,
     ) -> None:
         self.rows = _RowNames()
         self.wrong: dict[str, str] = {}
         self._named, self._categorical, self._order_by = named, categorical, order_by
+        self._free_texts = texts
         self._numbers: dict[str, list[Numbers]] = defaultdict(list)
         self._tokens: dict[str, list[pa.Array]] = defaultdict(list)
         self._times: list[pa.Array] = []
@@ -127,7 +138,7 @@ class _Cells:
         for name in columns:
             column = batch.column(name)
             if name in self._categorical:
-                tokens, wrong = to_tokens(column)
+                tokens, wrong = to_tokens(column, are_ids=name not in self._free_texts)
                 self._tokens[name].append(tokens)
             elif name in self._named:
                 values, wrong = to_numbers(column)
@@ -138,7 +149,7 @@ class _Cells:
                 cell = self.rows.cell(first + wrong.row, name)
                 self.wrong.setdefault(name, f"{cell}: {wrong.problem}")
             if name == self._order_by:
-                self._times.append(to_tokens(column)[0])
+                self._times.append(to_texts(column))
 
     def to_frame(self, columns: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
         """Join the batches, which are freed meanwhile, and sort the rows.

@@ -17,7 +17,7 @@ import pandas as pd
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import minimum_spanning_tree
 
-from handlers.values import to_token
+from handlers.values import LostDigitsError, to_token
 from training.data.files import SUFFIXES, File
 from training.data.sources import DataError, DataSet, Source
 from training.data.tables import read_table
@@ -142,7 +142,14 @@ def _parse(name: str, lines: Iterable[str]) -> Iterable[tuple[str, str, float]]:
             weight = math.nan
         if not 0 < weight < math.inf:
             raise DataError(f'{where}: expected a weight above 0, got "{fields[2]}"')
-        yield to_token(fields[0]) or "", to_token(fields[1]) or "", weight
+        try:
+            source, target = to_token(fields[0]), to_token(fields[1])
+        except LostDigitsError as error:
+            got = line.strip()[:60]
+            raise DataError(
+                f'{where}: expected ids, got "{got}": {error}; write them as integers or as text'
+            ) from error
+        yield str(source), str(target), weight
 
 
 def to_edges(table: pd.DataFrame, *, directed: bool) -> Edges:

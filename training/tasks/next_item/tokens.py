@@ -95,7 +95,8 @@ def read_log(data: DataSet, config: TokensConfig) -> pd.DataFrame:
     user_col = mode.user_col if config.user_col is None else config.user_col
     sequence_col = config.sequence_col or mode.sequence_col
     columns = [sequence_col, user_col] if user_col else [sequence_col]
-    return read_table(data.table, [], columns, order_by=config.time_column or None)
+    texts = [sequence_col] if config.mode == "word2vec" else []
+    return read_table(data.table, [], columns, texts=texts, order_by=config.time_column or None)
 
 
 def split_log(log: pd.DataFrame, config: TokensConfig) -> LeaveOneOutSplit:

@@ -198,6 +198,7 @@ def _read(data: DataSet, config: SearchConfig, columns: list[str]) -> Splits:
         [name for name in columns if name not in tokens],
         [*tokens, config.doc_id],
         [config.doc_id, config.label],
+        texts=columns if config.text else (),
         seed=config.seed,
         time_column=config.time_column or None,
         check=lambda splits: label_problems(splits, [config.label]),
