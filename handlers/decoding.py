@@ -23,6 +23,7 @@ _INDEX = re.compile(r"^\[(\d+)\]")
 _TYPE_NAMES = {
     "float | null": "a number",
     "bool | int | float | str | null": "a string or a number",
+    "int | float | str | null": "a string or a number",
     "object | array": "an object or an array",
     "array | null": "a list",
     "object": "an object",

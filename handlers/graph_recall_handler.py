@@ -15,7 +15,7 @@ from handlers.models.graph_recall import (
 )
 from handlers.request_rows import DEFAULT_TOP_K, MAX_TOP_K
 from handlers.schema import read_vocabularies
-from handlers.values import Token, row_token, to_token
+from handlers.values import Id, row_token, to_token
 
 
 class GraphRecallHandler(RecHandler):
@@ -35,7 +35,7 @@ class GraphRecallHandler(RecHandler):
         """Return the type of a row: an object with ``user_id`` and ``top_k``."""
         return msgspec.defstruct(
             "Row",
-            [("user_id", Token | None, None), ("top_k", float | None, None)],
+            [("user_id", Id | None, None), ("top_k", float | None, None)],
             forbid_unknown_fields=forbid_unknown,
         )
 

@@ -16,7 +16,7 @@ from handlers.counts import FeatureCounts
 from handlers.errors import RowError
 from handlers.request_rows import HISTORY_KEY
 from handlers.schema import MISSING_INDEX, OOV_INDEX, Feature, FeatureSchema
-from handlers.values import Token
+from handlers.values import Id
 
 Indices = npt.NDArray[np.int64]
 
@@ -37,12 +37,12 @@ class ItemHistories:
         self.schema = FeatureSchema([items])
         self._max_history = max_history
 
-    def index(self, items: Collection[Token]) -> Indices:
+    def index(self, items: Collection[Id]) -> Indices:
         """Return the index of each item, 1 if unknown, int64 [items]."""
         column: Indices = self.schema.raw_columns({HISTORY_KEY: items})[:, 0].astype(np.int64)
         return column
 
-    def padded(self, histories: Sequence[Sequence[Token | None]], counts: FeatureCounts) -> Tensor:
+    def padded(self, histories: Sequence[Sequence[Id | None]], counts: FeatureCounts) -> Tensor:
         """Look up and pad histories, leaving out null items.
 
         Args:

@@ -19,7 +19,7 @@ from handlers.models.item2vec import (
     word_tokens,
 )
 from handlers.schema import FIRST_TOKEN_INDEX, Feature, FeatureSchema
-from handlers.values import Token
+from handlers.values import Id
 
 # Stands for every unknown word: the replacement character of Unicode.
 UNKNOWN_WORD = "\ufffd"
@@ -44,7 +44,7 @@ class Item2VecHandler(RecHandler):
 
     def row_type(self, forbid_unknown: bool) -> Any:
         """Return the type of a row: an object with a ``sequence`` of tokens or a ``text``."""
-        value: Any = str if self.key == "text" else list[Token | None]
+        value: Any = str if self.key == "text" else list[Id | None]
         return msgspec.defstruct(
             "Row", [(self.key, value | None, None)], forbid_unknown_fields=forbid_unknown
         )

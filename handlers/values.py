@@ -13,7 +13,8 @@ from datetime import datetime, timedelta
 
 from handlers.errors import MAX_SHOWN, RowError
 
-Token = bool | str | int | float
+Id = str | int | float  # of a user, an item or a node; true is none
+Token = bool | Id
 
 # Every integer up to here is a float64, and most beyond are not.
 MAX_EXACT = 1 << 53

@@ -13,7 +13,7 @@ from handlers.models.weights import load_network
 from handlers.models.youtube_dnn import ARCH_VERSION, META_FILE, WEIGHTS_FILE, YouTubeDNN
 from handlers.request_rows import HISTORY_KEY, USER_FEATURES_KEY
 from handlers.schema import OOV_INDEX, FeatureSchema, read_vocabularies
-from handlers.values import Token
+from handlers.values import Id
 from handlers.wrapped_rows import WrappedRowsHandler
 
 
@@ -35,7 +35,7 @@ class YouTubeDNNHandler(WrappedRowsHandler):
 
     def other_fields(self, forbid_unknown: bool) -> Mapping[str, Any]:
         """Return the type of the history: a list of items, which may be null."""
-        return {HISTORY_KEY: list[Token | None]}
+        return {HISTORY_KEY: list[Id | None]}
 
     def describe_features(self) -> list[dict[str, Any]]:
         """Describe the user features and the item vocabulary."""
