@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import time
 from collections import Counter
@@ -40,7 +41,13 @@ def check_error(answer: requests.Response, status: int, kind: str, message: str)
         (b"", "body: expected JSON"),
         (b"not JSON", "body: expected JSON"),
         (b'{"data": [{}]', "body: expected JSON"),
-        (b'{"data": [\xff]}', "body: expected JSON"),
+        (b'{"data": [\xff]}', "got bytes that are not UTF-8 (0xff at position 10); send UTF-8"),
+        (gzip.compress(b'{"data": [{}]}'), "got a gzip body; send it uncompressed"),
+        (
+            b'\xef\xbb\xbf{"data": [{}]}',
+            "got UTF-8 with a byte order mark; send it without the mark",
+        ),
+        ('{"data": [{}]}'.encode("utf-16"), "got UTF-16; send UTF-8"),
         (b"[" * 100_000, "body: Expected `object`, got `array`"),
         (b"{}", 'data: expected it in {"data": [{...}, ...]}, got no such key'),
         (b"[{}]", 'body: expected an object like {"data": [{...}, ...]}, got [{}]'),
@@ -77,7 +84,12 @@ def test_form_gets_400_that_names_the_content_type(server: Server, model: str) -
         (b'{"user_age": "abc"}', 'data[1].user_age: expected a number, got "abc"'),
         (b'{"user_age": {"a": 1}}', 'data[1].user_age: expected a number, got {"a": 1}'),
         (b'{"user_age": [1]}', "data[1].user_age: expected a number, got [1]"),
-        (b'{"user_age": true}', "data[1].user_age: expected a number, got true"),
+        (b'{"user_age": true}', "data[1].user_age: expected a number, got true; send 1 for true"),
+        (
+            b'{"user_agee": 1, "b": 2}',
+            "data[1]: expected features of the model (item_ctr, item_cvr,",
+        ),
+        (b'{"user_agee": 1, "b": 2}', "got 2 unknown of 2 keys: user_agee, b"),
         (b'{"no_such": 1, "item_ctr": ""}', 'data[1].item_ctr: expected a number, got ""'),
         (b'{"user_age": 1e999}', "data[1].user_age: expected a number within float64, got 1e999"),
         (b'{"user_age": -1e999}', "data[1].user_age: expected a number within float64, got -1e999"),
