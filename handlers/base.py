@@ -106,6 +106,9 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
         Returns:
             One prediction per row: float32 [B] or [B, ...], or a list of B values that JSON can
             represent. All numbers are finite.
+
+        Raises:
+            RowError: If a value has the right type, but cannot be used. Its request gets a 400.
         """
 
     def encode(self, predictions: Predictions) -> bytes:
@@ -217,7 +220,8 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
             device: Device that networks run on.
 
         Raises:
-            ArchiveError: If the meta file has a version that this handler cannot load.
+            ArchiveError: If the meta file has a version that this handler cannot load, or a value
+                of the config is invalid.
         """
         self.config, self.device = config, device
         self.meta = json.loads((model_dir / self.meta_file).read_text())
@@ -237,6 +241,7 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
             self.feature_names,
             self.known_keys,
             int(config.get("max_rows", DEFAULT_MAX_ROWS)),
+            _max_unknown_share(config),
         )
 
     def replay_golden_rows(self, path: Path) -> None:
@@ -285,13 +290,13 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
                 requests[i] = self.decoder.decode(body)
             except RequestError as error:
                 responses[i] = error.status, error.to_json()
-        scored, n_rows = self._score(requests, on_failure) if requests else ([], 0)
+        scored, n_rows = self._score(requests, bodies, on_failure) if requests else ([], 0)
         for i, response in zip(requests, scored, strict=True):
             responses[i] = response
         return responses, n_rows
 
     def _score(
-        self, requests: dict[int, list[Any]], on_failure: OnFailure
+        self, requests: dict[int, list[Any]], bodies: list[Any], on_failure: OnFailure
     ) -> tuple[list[Response], int]:
         """Respond to decoded requests; those that fail do not count as scored rows."""
         counts_before = self.counts.copy()
@@ -307,13 +312,15 @@ class RecHandler(BaseHandler):  # type: ignore[misc]
         except Exception as error:
             self.counts.restore(counts_before)
             if len(requests) > 1:  # Score each request alone, to fail only those that must.
-                alone = [self._score({i: request}, on_failure) for i, request in requests.items()]
+                alone = [
+                    self._score({i: request}, bodies, on_failure) for i, request in requests.items()
+                ]
                 return [response for [response], _ in alone], sum(n for _, n in alone)
-            if isinstance(error, RowError):
-                where = f"data[{error.row}].{error.feature}"
-                refusal = RequestError(400, f"{where}: {error.problem}")
+            [i] = requests
+            if isinstance(error, RowError):  # the caller's fault, so not a failure to log
+                refusal = RequestError(400, self.decoder.explain_row(bodies[i], error))
                 return [(refusal.status, refusal.to_json())], 0
-            on_failure(next(iter(requests)), error)
+            on_failure(i, error)
             failure = RequestError(500, f"scoring failed: {type(error).__name__}; see the log")
             return [(failure.status, failure.to_json())], 0
         return responses, len(rows)
@@ -347,6 +354,16 @@ def _finite(value: Any) -> bool:
     if isinstance(value, float | np.generic | np.ndarray):
         return bool(np.isfinite(value).all())
     return True
+
+
+def _max_unknown_share(config: Mapping[str, Any]) -> float:
+    share = config.get("max_unknown_share", 1.0)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise ArchiveError(
+            "model-config.yaml: handler: max_unknown_share: "
+            f"expected a number from 0 to 1, got {share}"
+        )
+    return float(share)
 
 
 def _device(configured: str, context: Context) -> torch.device:

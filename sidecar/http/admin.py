@@ -11,7 +11,7 @@ from fastapi.security import APIKeyHeader
 
 from serving.rollout import Rollout, RolloutError, changing, roll_out
 from sidecar.http import bodies
-from sidecar.http.orjson_route import OrjsonResponse
+from sidecar.http.json_route import OrjsonResponse
 from sidecar.http.state import Shared, new_router
 
 router = new_router()

@@ -12,11 +12,11 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from serving.client import MAX_BODY_BYTES
 from serving.settings import ServeError, SidecarSettings
 from sidecar.http import admin, page, probes, routes
 from sidecar.http.background import background_tasks
 from sidecar.http.errors import HANDLERS
+from sidecar.http.protocol import HttpProtocol
 from sidecar.http.state import State
 from sidecar.http.telemetry import LOG_CONFIG, Telemetry
 from sidecar.translate import ROUTES
@@ -41,7 +41,6 @@ def create_app(settings: SidecarSettings) -> FastAPI:
         description=DESCRIPTION,
         redoc_url=None,
         lifespan=lifespan,
-        max_body_size=MAX_BODY_BYTES,
         # Traces only, sent to OTEL_EXPORTER_OTLP_ENDPOINT if that is set.
         telemetry={
             "auto_configure": True,
@@ -74,7 +73,7 @@ def main() -> int:
         host=settings.sidecar_host,
         port=settings.sidecar_port,
         loop="uvloop",
-        http="httptools",
+        http=HttpProtocol,
         ws="none",
         log_config=LOG_CONFIG,
         access_log=False,  # Telemetry logs the requests

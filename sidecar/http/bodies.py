@@ -8,16 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
+from handlers.body_text import shown, value_at
 from handlers.request_rows import DEFAULT_TOP_K, MAX_TOP_K
+from handlers.values import Id
 from serving.rollout import Rollout
 
-MAX_SHOWN = 60  # characters of a value in a message
-
 Features = dict[str, Any]
-Id = str | int
 
 
 class _Body(BaseModel):
@@ -34,7 +32,7 @@ class UserRequest(_Body):
     """A user to embed."""
 
     user_features: Features = Field(examples=[{"user_age": 30, "user_gender": 1}])
-    history_item_ids: list[Id] | None = Field(
+    history_item_ids: list[Id | None] | None = Field(
         default=None, description="Oldest first.", examples=[["item_1", "item_2"]]
     )
 
@@ -107,37 +105,38 @@ class Problem(BaseModel):
     detail: str
 
 
+_ID = {"string_type", "int_type", "float_type"}  # the errors of an `Id`
 _WORDS = {
     "dict_type": "an object",
     "model_attributes_type": "an object",
     "list_type": "a list",
-    "string_type": "a string",
     "int_type": "an integer",
 }
 _CONTAINERS: dict[Any, str] = {dict: "an object", list: "a list"}  # may be too deep to be written
 
 
-def explain(errors: Sequence[Any]) -> str:
+def explain(errors: Sequence[Any], body: bytes) -> str:
     """Describe the first error of a body: where it is, what was expected and what came.
 
     Args:
         errors: Errors as pydantic and FastAPI list them, at least one. Each member of a union
             that does not match has its own.
+        body: The body as it came.
     """
     first = errors[0]
     kind, path = first["type"], _path(first["loc"])
-    if kind == "json_invalid":
-        return f"body: expected JSON, got: {first['ctx']['error']} at character {first['loc'][1]}"
     if kind == "missing":
         return f"{path}: expected {'an object' if path == 'body' else 'it in the body'}, got none"
     got = first["input"]
     if isinstance(got, bytes):  # FastAPI parses the body only if its type is JSON
         return "body: expected JSON, got another type; send Content-Type: application/json"
-    words = [_WORDS.get(e["type"], e["msg"]) for e in errors if _path(e["loc"]) == path]
-    shown = _CONTAINERS.get(type(got)) or orjson.dumps(got).decode()
-    if len(shown) > MAX_SHOWN:
-        shown = f"{shown[: MAX_SHOWN - 3]}..."
-    return f"{path}: expected {' or '.join(words)}, got {shown}"
+    here = [error for error in errors if _path(error["loc"]) == path]
+    if {error["type"] for error in here} == _ID:
+        expected = "a string or a number"
+    else:
+        expected = " or ".join(_WORDS.get(error["type"], error["msg"]) for error in here)
+    given = _CONTAINERS.get(type(got)) or shown(value_at(body, "" if path == "body" else path))
+    return f"{path}: expected {expected}, got {given}"
 
 
 def _path(location: Sequence[str | int]) -> str:

@@ -6,17 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import Request, Response
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from handlers.errors import RequestError
-from serving.client import TorchServeError
-from sidecar.http import bodies
-from sidecar.http.orjson_route import OrjsonResponse
-
-
-async def _invalid_body(request: Request, error: RequestValidationError) -> Response:
-    return _problem(request, 400, bodies.explain(error.errors()))
+from serving.client import REQUEST_ID, TorchServeError, request_id_of_caller
+from sidecar.http.json_route import OrjsonResponse
 
 
 async def _failed(request: Request, error: TorchServeError | RequestError) -> Response:
@@ -25,6 +19,13 @@ async def _failed(request: Request, error: TorchServeError | RequestError) -> Re
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
     return _problem(request, error.status_code, error.detail, error.headers)
+
+
+async def _crashed(request: Request, error: Exception) -> Response:
+    """Answer a request that raised; the server logs the traceback."""
+    request_id = request_id_of_caller.get()
+    detail = f"the sidecar failed: {type(error).__name__}; see its log, request {request_id}"
+    return _problem(request, 500, detail, {REQUEST_ID: request_id})
 
 
 def _problem(
@@ -37,8 +38,8 @@ def _problem(
 
 
 HANDLERS: dict[int | type[Exception], Any] = {
-    RequestValidationError: _invalid_body,
     RequestError: _failed,
     TorchServeError: _failed,
     HTTPException: _http_error,
+    Exception: _crashed,
 }

@@ -9,7 +9,7 @@ from fastapi.responses import FileResponse
 
 from handlers.errors import ArchiveError
 from serving.archive_file import sample_request
-from sidecar.http.orjson_route import OrjsonResponse
+from sidecar.http.json_route import OrjsonResponse
 from sidecar.http.state import Shared, new_router
 from sidecar.translate import ROUTES
 

@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from serving.client import TorchServeError
 from serving.model_version import ModelVersion
-from sidecar.http.orjson_route import OrjsonResponse
+from sidecar.http.json_route import OrjsonResponse
 from sidecar.http.state import Shared, new_router
 from sidecar.translate import ROUTES
 

@@ -12,7 +12,7 @@ from serving.client import TorchServe
 from serving.model_version import ModelVersion
 from serving.settings import SidecarSettings
 from sidecar.http.bodies import Problem
-from sidecar.http.orjson_route import OrjsonResponse, OrjsonRoute
+from sidecar.http.json_route import JsonRoute, OrjsonResponse
 from sidecar.http.telemetry import Metrics
 
 
@@ -74,9 +74,9 @@ Shared = Annotated[State, Depends(_shared)]
 
 
 def new_router() -> APIRouter:
-    """Create a router whose routes read and write JSON by orjson."""
+    """Create a router of `JsonRoute`, whose routes answer in JSON."""
     return APIRouter(
-        route_class=OrjsonRoute,
+        route_class=JsonRoute,
         default_response_class=OrjsonResponse,
         # Without them FastAPI would document a 422.
         responses={"4XX": {"model": Problem}, "5XX": {"model": Problem}},

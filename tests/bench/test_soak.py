@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -23,7 +24,9 @@ def test_a_short_soak_switches_and_kills_and_loses_nothing_else(
     artifact_folder: Callable[[Example], Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folders = [artifact_folder(each) for each in (*xgb.EXAMPLES, item_tower.EXAMPLES[0])]
+    newest = xgb.EXAMPLES[0]
+    older = replace(newest, version="v0")  # with the same features, which the callers send
+    folders = [artifact_folder(each) for each in (newest, older, item_tower.EXAMPLES[0])]
     flags = ["--models", "xgb,item_tower", "--artifacts-dir", str(folders[0].parents[1])]
     assert soak.main([*flags, "--minutes", "0.2", "--results", str(tmp_path)]) == 0
     out = capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import time
 from collections import Counter
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import requests
 
+from handlers.telemetry import FLUSH_INTERVAL_S
 from serving.testing import Server, numbers
 from tests.examples import Example, close, examples, model_names, module
 
@@ -40,7 +42,13 @@ def check_error(answer: requests.Response, status: int, kind: str, message: str)
         (b"", "body: expected JSON"),
         (b"not JSON", "body: expected JSON"),
         (b'{"data": [{}]', "body: expected JSON"),
-        (b'{"data": [\xff]}', "body: expected JSON"),
+        (b'{"data": [\xff]}', "got bytes that are not UTF-8 (0xff at position 10); send UTF-8"),
+        (gzip.compress(b'{"data": [{}]}'), "got a gzip body; send it uncompressed"),
+        (
+            b'\xef\xbb\xbf{"data": [{}]}',
+            "got UTF-8 with a byte order mark; send it without the mark",
+        ),
+        ('{"data": [{}]}'.encode("utf-16"), "got UTF-16; send UTF-8"),
         (b"[" * 100_000, "body: Expected `object`, got `array`"),
         (b"{}", 'data: expected it in {"data": [{...}, ...]}, got no such key'),
         (b"[{}]", 'body: expected an object like {"data": [{...}, ...]}, got [{}]'),
@@ -77,7 +85,12 @@ def test_form_gets_400_that_names_the_content_type(server: Server, model: str) -
         (b'{"user_age": "abc"}', 'data[1].user_age: expected a number, got "abc"'),
         (b'{"user_age": {"a": 1}}', 'data[1].user_age: expected a number, got {"a": 1}'),
         (b'{"user_age": [1]}', "data[1].user_age: expected a number, got [1]"),
-        (b'{"user_age": true}', "data[1].user_age: expected a number, got true"),
+        (b'{"user_age": true}', "data[1].user_age: expected a number, got true; send 1 for true"),
+        (
+            b'{"user_agee": 1, "b": 2}',
+            "data[1]: expected features of the model (item_ctr, item_cvr,",
+        ),
+        (b'{"user_agee": 1, "b": 2}', "got 2 unknown of 2 keys: user_agee, b"),
         (b'{"no_such": 1, "item_ctr": ""}', 'data[1].item_ctr: expected a number, got ""'),
         (b'{"user_age": 1e999}', "data[1].user_age: expected a number within float64, got 1e999"),
         (b'{"user_age": -1e999}', "data[1].user_age: expected a number within float64, got -1e999"),
@@ -179,7 +192,7 @@ def test_unusual_features_are_counted(server: Server, example: Example) -> None:
 def test_bad_requests_and_latencies_are_counted(server: Server) -> None:
     [example, *_] = module("xgb").EXAMPLES
     labels = f'model_name="xgb",model_version="{example.version}"'
-    before = counters(server)
+    before = settled_counters(server)
     for body in (b'{"data": [{}, {}]}', b'{"data": [{}]}', b"not JSON"):
         post(server, "xgb", body)
     wanted = Counter(
@@ -214,6 +227,17 @@ def counters(server: Server) -> Counter[str]:
     text = requests.get(f"{server.metrics_url}/metrics", timeout=10).text
     series = re.findall(r'^(recmar_.*),Hostname="[^"]*",} (.*)$', text, re.MULTILINE)
     return Counter({name: float(value) for name, value in series})
+
+
+def settled_counters(server: Server) -> Counter[str]:
+    """Read our own series, once they include the requests of the tests before."""
+    deadline = time.monotonic() + FLUSH_TIMEOUT_S
+    current = counters(server)
+    while True:
+        time.sleep(2 * FLUSH_INTERVAL_S)
+        previous, current = current, counters(server)
+        if current == previous or time.monotonic() > deadline:
+            return current
 
 
 def growth(

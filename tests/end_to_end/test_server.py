@@ -62,7 +62,7 @@ def test_each_version_is_served_under_its_path(
 
 def test_version_in_the_query_string_is_ignored(server: Server) -> None:
     default, other = module("xgb").EXAMPLES
-    rows = default.rows[:3]
+    rows: list[Any] = [{}] * 3  # the versions have no feature in common
     plain = predict(server, "xgb", rows)
     assert predict(server, f"xgb?version={other.version}", rows) == plain
     assert predict(server, "xgb?version=no-such", rows) == plain

@@ -5,8 +5,10 @@ A new model takes part through its file in ``tests/examples``.
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+import re
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -21,15 +23,19 @@ import torch
 from archive import catalog
 from handlers.base import CHUNK_ROWS, RecHandler
 from handlers.counts import FeatureCounts
+from handlers.errors import ArchiveError, RowError
 from handlers.feature_rows import FeatureRowsHandler
 from serving.testing import numbers
-from tests.examples import Example, close, load_handler, model_names, predict, request
+from tests.examples import Example, close, load_handler, model_names, module, predict, request
 
 BAD_BODIES = [
     (400, b"not JSON"),
     (400, b'{"data": []}'),
     (400, b'{"data": [true]}'),
     (400, None),
+    (400, gzip.compress(b'{"data": [{}]}')),
+    (400, b'\xef\xbb\xbf{"data": [{}]}'),
+    (400, b'{"data": [{"no such key": 1}]}'),
 ]
 
 
@@ -168,6 +174,62 @@ def test_request_that_cannot_be_scored_leaves_batchmates_unaffected(
         "message": "scoring failed: MemoryError; see the log",
     }
     assert n_rows == 2
+
+
+def test_row_that_cannot_be_used_is_named_to_its_own_caller(
+    example: Example, handler: RecHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feature = handler.feature_names[0]
+    bodies = [request([row]) for row in example.rows[:3]]
+    expected = served(handler.answer(bodies)[0])
+    [poison] = handler.decoder.decode(bodies[1])
+    many = [example.rows[0]] * CHUNK_ROWS
+    score = handler.predict
+
+    def predict_all_but_poison(rows: list[Any]) -> Any:
+        predictions = score(rows)
+        if poison in rows:
+            raise RowError(rows.index(poison), feature, "expected better")
+        return predictions
+
+    monkeypatch.setattr(handler, "predict", predict_all_but_poison)
+    failures: list[Any] = []
+    responses, n_rows = handler.answer(
+        [*bodies, request([*many, example.rows[1]])], lambda *failure: failures.append(failure)
+    )
+    assert dict(numbers(served(responses[0:3:2]))) == close(expected[0::2])
+    assert (n_rows, failures) == (2, [])
+    for (status, body), i in zip(responses[1::2], (0, CHUNK_ROWS), strict=True):
+        error = json.loads(body)
+        assert (status, error["code"], error["type"]) == (400, 400, "InvalidRequest")
+        assert error["message"].startswith(f"data[{i}].")
+        assert error["message"].endswith(f"{feature}: expected better")
+
+
+@pytest.mark.parametrize("share", [True, "all", -0.1, 1.5, math.nan, [1], None])
+def test_invalid_share_of_unknown_keys_is_refused(
+    artifact_folder: Callable[[Example], Path], share: Any
+) -> None:
+    [example, *_] = module("xgb").EXAMPLES
+    folder = artifact_folder(example)
+    handler = load_handler(example.model, folder)
+    expected = f"max_unknown_share: expected a number from 0 to 1, got {re.escape(str(share))}"
+    with pytest.raises(ArchiveError, match=expected):
+        handler.load(folder, {**handler.config, "max_unknown_share": share})
+
+
+def test_configured_share_of_unknown_keys_is_the_limit(
+    example: Example, handler: RecHandler, folder: Path
+) -> None:
+    known = handler.feature_names[0]
+    body = request([{known: None, "a": 1, "b": 2}])
+    assert handler.answer([body])[0][0][0] == 200
+    handler.load(folder, {**handler.config, "max_unknown_share": 0.5})
+    [(status, answer)], _ = handler.answer([body])
+    assert status == 400
+    message = json.loads(answer)["message"]
+    assert "got 2 unknown of 3 keys (max_unknown_share: 0.5): a, b" in message
+    assert known in message
 
 
 def test_batch_that_is_scored_twice_is_counted_once(

@@ -75,7 +75,10 @@ STAND_INS = {
         f"{EMBEDDING} if rows[0].keys() == {{'query_features'}} else 1",
         "query_features.refuse",
     ),
-    "youtube_dnn": (f"{EMBEDDING} + [len(rows[0]['history_item_ids'])]", "user_features.refuse"),
+    "youtube_dnn": (
+        f"{EMBEDDING} + [len(rows[0].get('history_item_ids', []))]",
+        "user_features.refuse",
+    ),
     "item_tower": (f"{EMBEDDING}", "refuse"),
     "graph_recall": (RECALLED, "user_id"),
     "xgb": ("[row.get('item_ctr', 0.5) for row in rows]", "refuse"),
@@ -224,17 +227,18 @@ def test_top_k_is_20_by_default_and_clamped(
     assert len(found["item_ids"]) == len(found["scores"]) == got
 
 
-NESTED = b'{"query_features": {"a": %b}}' % (b"[" * 500 + b"]" * 500)
+NESTED = b'{"query_features": {"a": %b}}' % (b"[" * 5_000 + b"]" * 5_000)
 
 
 @pytest.mark.parametrize(
     ("route", "body", "detail"),
     [
         ("recall", b"", "body: expected an object, got none"),
-        ("recall", b"{", "body: expected JSON, got: unexpected end of data at character 1"),
+        ("recall", b"{", "body: expected JSON, got: Input data was truncated"),
         ("recall", b"[1]", "body: expected an object, got a list"),
         ("recall", b"{}", "user_id: expected it in the body, got none"),
-        ("recall", {"user_id": True}, "user_id: expected a string or an integer, got true"),
+        ("recall", {"user_id": None}, "user_id: expected a string or a number, got null"),
+        ("recall", {"user_id": [1]}, "user_id: expected a string or a number, got a list"),
         ("recall", {"user_id": "u", "top_k": 2.5}, "top_k: expected an integer, got 2.5"),
         ("recall", {"user_id": "u", "top_k": "2"}, 'top_k: expected an integer, got "2"'),
         ("recall", {"user_id": "refuse"}, 'user_id: expected a number, got "abc"'),
@@ -247,18 +251,18 @@ NESTED = b'{"query_features": {"a": %b}}' % (b"[" * 500 + b"]" * 500)
         (
             "query_embedding",
             b'{"query_features": {"a": NaN}}',
-            "body: expected JSON, got: unexpected character, expected a JSON value at character 25",
+            "body: expected JSON, got: JSON is malformed: invalid character (byte 25)",
         ),
         (
             "query_embedding",
-            b'{"query_features": {"a": 1e999}}',
-            "body: expected JSON, got: number is infinity when parsed as double at character 25",
+            NESTED,
+            "body: expected JSON, got: maximum recursion depth exceeded while deserializing an "
+            "object",
         ),
-        ("query_embedding", NESTED, "body: expected less nesting, got: Recursion limit reached"),
         (
             "user_embedding",
             {"user_features": {}, "history_item_ids": ["x", {}]},
-            "history_item_ids[1]: expected a string or an integer, got an object",
+            "history_item_ids[1]: expected a string or a number, got an object",
         ),
         (
             "user_embedding",
@@ -293,12 +297,12 @@ def test_form_gets_400_that_names_the_content_type(server: Server) -> None:
     assert response.json()["detail"].endswith("send Content-Type: application/json")
 
 
-def test_body_beyond_8_mb_gets_413(server: Server) -> None:
-    response = post(f"{server.sidecar_url}/recall", b" " * (8 << 20) + b"{}")
+def test_body_of_8_mb_that_is_larger_for_torchserve_gets_413(server: Server) -> None:
+    body = b'{"query_features":{"a":"%b"}}' % (b"x" * ((8 << 20) - 27))
+    assert len(body) == 8 << 20
+    response = post(f"{server.sidecar_url}/query_embedding", body)
     assert response.status_code == 413
-    rows = b",".join([b'{"item_ctr":1e5}'] * 480_000)  # TorchServe would be sent 100000.0
-    response = post(f"{server.sidecar_url}/predict", b'{"data":[%b]}' % rows)
-    assert response.status_code == 413
+    assert response.json()["detail"].startswith("body: expected at most 8388608 bytes, got 83886")
 
 
 def test_reload_without_torchserve_fails_for_each_model() -> None:
@@ -327,14 +331,14 @@ def test_bad_requests_leave_the_others_unaffected(server: Server) -> None:
 
 def test_request_id_is_echoed_or_made_and_stands_in_the_log(server: Server, tmp_path: Path) -> None:
     with another_sidecar(server, tmp_path) as sidecar:
-        echoed = post(f"{sidecar.url}/recall", {"user_id": 1.5}, **{"X-Request-ID": "abc-1"})
+        echoed = post(f"{sidecar.url}/recall", {"user_id": None}, **{"X-Request-ID": "abc-1"})
         assert echoed.headers["X-Request-ID"] == "abc-1"
         made = post(f"{sidecar.url}/recall", {"user_id": "u"}).headers["X-Request-ID"]
         assert re.fullmatch("[0-9a-f]{32}", made)
 
         line = sidecar.line("abc-1")
         assert (line["method"], line["path"], line["status"]) == ("POST", "/recall", 400)
-        assert line["detail"] == "user_id: expected a string or an integer, got 1.5"
+        assert line["detail"] == "user_id: expected a string or a number, got null"
         line = sidecar.line(made)
         assert line["status"] == 200
         assert 0 < line["latency_ms"] < 10_000

@@ -36,7 +36,9 @@ def test_row_of_a_model_becomes_a_request_of_its_route(
     ("message", "names", "sent"),
     [
         ("data[0].a: expected", translate.QUERY_EMBEDDING.names, "a: expected"),
+        ("data[0]: expected", translate.QUERY_EMBEDDING.names, "query_features: expected"),
         ("data[0].a: expected", translate.ITEM_EMBEDDING.names, "item_features.a: expected"),
+        ("data[0]: expected", translate.ITEM_EMBEDDING.names, "item_features: expected"),
         (
             "data[3].a: expected",
             translate.predict_rows([], None)[1],
@@ -47,7 +49,7 @@ def test_row_of_a_model_becomes_a_request_of_its_route(
     ],
 )
 def test_message_names_the_row_as_the_caller_did(
-    message: str, names: tuple[str, str], sent: str
+    message: str, names: translate.Names, sent: str
 ) -> None:
     assert translate.as_sent(message, names) == sent
 
