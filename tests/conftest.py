@@ -22,6 +22,12 @@ from serving import server as torchserve
 from serving.settings import ServeError
 from serving.testing import Server, running_server
 from tests.examples import Example, examples, model_names, train
+from tests.services.databases import (
+    Database,
+    NotInstalledError,
+    mariadb_server,
+    postgres_server,
+)
 from tests.services.s3 import CREDENTIALS, s3_server
 
 STATUS = pytest.StashKey[int]()
@@ -133,6 +139,26 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a running S3 server."""
     with s3_server(tmp_path_factory.mktemp("s3") / "server.log") as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def mysql() -> Iterator[Database]:
+    """Run a MariaDB server."""
+    try:
+        with mariadb_server() as port:
+            yield Database("mysql", port)
+    except NotInstalledError as error:
+        lacking(str(error))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Database]:
+    """Run a PostgreSQL server."""
+    try:
+        with postgres_server() as port:
+            yield Database("postgres", port)
+    except NotInstalledError as error:
+        lacking(str(error))
 
 
 @pytest.fixture

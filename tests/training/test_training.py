@@ -244,7 +244,7 @@ def test_a_bad_file_is_refused_before_training_starts(
         (["--categorical", "user_id"], "--categorical user_id: expected names of --features"),
         (["--features", "item_ctr,label"], "label: is both a feature and a target"),
         (["--data-path", "nowhere.csv"], "nowhere.csv: no such file"),
-        (["--data-path", "pyproject.toml"], "expected a file ending in .csv, .csv.gz, .parquet"),
+        (["--data-path", "pyproject.toml"], "expected a file ending in .csv, .csv.gz, .tsv"),
         (["--features", "item_ctr,item_ctr"], "expected each column once, got item_ctr again"),
         (["--features", ""], "features: expected the name of a column or more"),
         (["--group", "user,item"], "user,item"),

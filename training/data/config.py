@@ -12,11 +12,13 @@ import s3fs
 import tyro
 
 from training.data import files
+from training.data.csv_stream import is_separator
 from training.data.databases import MySQL, Postgres, Query, public_dsn
 from training.data.sources import DataError, DataSet
 
 PORTS = {"mysql": 3306, "doris": 9030}
 SCHEMES = ("s3://", "oss://")
+SEPARATOR_NAMES = {"tab": "\t", r"\t": "\t"}
 
 
 def _aliases(*names: str) -> Any:
@@ -29,6 +31,8 @@ class DataConfig:
 
     Attributes:
         data_path: A file, a folder, a pattern, or the URL of one.
+        separator: Character between the cells of CSV files, such as ';' or tab; by default a comma,
+            and a tab in .tsv files.
         data_source: Kind of source: file; oss for files in an object store, with a data-path such
             as s3://bucket/path or oss://bucket/path; or a database.
         oss_endpoint: URL of the object store; OSS_ENDPOINT or AWS_ENDPOINT_URL by default.
@@ -49,6 +53,7 @@ class DataConfig:
     """
 
     data_path: str | None = None
+    separator: str = ""
     data_source: Literal["file", "oss", "mysql", "doris", "postgres"] = "file"
     oss_endpoint: str = ""
     oss_access_key: str = field(default="", repr=False)
@@ -104,8 +109,11 @@ class DataConfig:
                 )
             fs = self._object_store(scheme) if scheme else files.LOCAL
             path = path.removeprefix(scheme)
-            return files.find(path, fs, scheme=scheme, stem=stem, suffixes=suffixes)
-        self._expect_no("--data-source file or oss", "data_path")
+            separator = self._csv_separator()
+            return files.find(
+                path, fs, scheme=scheme, stem=stem, suffixes=suffixes, separator=separator
+            )
+        self._expect_no("--data-source file or oss", "data_path", "separator")
         if bool(self.table) == bool(self.query):
             raise DataError(f"--data-source {self.data_source}: expected --table or --query")
         source = self._database(Query(self.table, self.query))
@@ -116,6 +124,14 @@ class DataConfig:
             raise DataError(
                 f"{', '.join(given)}: is for {where}, got --data-source {self.data_source}"
             )
+
+    def _csv_separator(self) -> str:
+        separator = SEPARATOR_NAMES.get(self.separator, self.separator)
+        if separator and not is_separator(separator):
+            raise DataError(
+                f"--separator: expected tab or a character such as ; or |, got {self.separator!r}"
+            )
+        return separator
 
     def _object_store(self, scheme: str) -> s3fs.S3FileSystem:
         style = "virtual" if scheme == "oss://" else "auto"

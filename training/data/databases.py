@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+import orjson
 import psycopg
 import pyarrow as pa
+import pyarrow.compute as pc
 import pymysql
-from psycopg import sql
+from psycopg import postgres, pq, sql
+from psycopg.adapt import Transformer
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from pymysql.constants import FIELD_TYPE
 from pymysql.converters import encoders
 from pymysql.cursors import SSCursor
 
 from training.data.csv_stream import csv_batches
+from training.data.nested import json_cells
 from training.data.sources import DataError
 
 _BATCH_ROWS = 1 << 16
@@ -25,11 +30,30 @@ CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 600
 # Encoders but no decoders: cells arrive as the server's text, like those of a CSV file.
 _ENCODERS: dict[Any, Any] = {**encoders}
+_LONG_TEXT = (FIELD_TYPE.BLOB, FIELD_TYPE.LONG_BLOB)
 # Parameters of a DSN that are not secret. Some of the many others are, and libpq may add more.
 _PUBLIC = {
     *("host", "hostaddr", "port", "dbname", "user"),
     *("sslmode", "target_session_attrs", "application_name"),
 }
+
+
+# Converts the cells of a column as they arrive.
+_Convert = Callable[[pa.Array], pa.Array]
+
+
+class _Column(NamedTuple):
+    """A column of a result of PostgreSQL.
+
+    Attributes:
+        name: Name without blanks at its ends.
+        stored: Name in the database.
+        convert: Converts cells whose text a CSV file would not have; otherwise returns them.
+    """
+
+    name: str
+    stored: str
+    convert: _Convert
 
 
 @dataclass(frozen=True)
@@ -92,24 +116,30 @@ class MySQL:
         return f"{self.query} of {self.host}:{self.port}"
 
     def columns(self) -> list[str]:
-        """Return the names of all columns."""
+        """Return the names of all columns, without blanks at their ends."""
+        return [name.strip() for name in self._stored_names()]
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Stream the rows as text, BIT as numbers, and JSON as lists and other values."""
+        # A query runs as it is, since nesting would lose its order.
+        statement = self.query.statement
+        if self.query.table:
+            stored = {name.strip(): name for name in self._stored_names()}
+            selected = ", ".join(_mysql_name(stored[name]) for name in columns)
+            statement = f"SELECT {selected} FROM {_mysql_table(self.query.table)}"
+        with self._cursor() as cursor:
+            cursor.execute(statement)
+            names = [str(column[0]).strip() for column in cursor.description]
+            types: list[Any] = [column[1] for column in cursor.description]
+            while rows := cursor.fetchmany(_BATCH_ROWS):
+                cells = list(map(_mysql_cells, zip(*rows, strict=True), types))
+                yield pa.record_batch(cells, names=names)
+
+    def _stored_names(self) -> list[str]:
         rows = _mysql_table(self.query.table) if self.query.table else f"({self.query.statement}\n)"
         with self._cursor() as cursor:
             cursor.execute(f"SELECT * FROM {rows} AS data LIMIT 0")
             return [column[0] for column in cursor.description]
-
-    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Stream the rows as text."""
-        # A query runs as it is, since nesting would lose its order.
-        statement = self.query.statement or (
-            f"SELECT {', '.join(map(_mysql_name, columns))} FROM {_mysql_table(self.query.table)}"
-        )
-        with self._cursor() as cursor:
-            cursor.execute(statement)
-            names = [column[0] for column in cursor.description]
-            while rows := cursor.fetchmany(_BATCH_ROWS):
-                cells = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
-                yield pa.record_batch(cells, names=names)
 
     def sha256(self) -> None:
         """Return None: only the rows identify the content."""
@@ -128,8 +158,10 @@ class MySQL:
                 conv=_ENCODERS,
                 connect_timeout=CONNECT_TIMEOUT_S,
                 read_timeout=READ_TIMEOUT_S,
-                # A limit that an administrator set would silently cut the data short.
-                init_command="SET SESSION sql_select_limit = 9223372036854775807",
+                # A limit that an administrator set would silently cut the data short. A TIMESTAMP
+                # arrives in the time zone of the session, without naming it.
+                init_command="SET SESSION sql_select_limit = 9223372036854775807, "
+                "time_zone = '+00:00'",
             )
             with closing(connection), connection.cursor() as cursor:
                 try:
@@ -141,6 +173,23 @@ class MySQL:
                     raise
         except (pymysql.Error, UnicodeError) as error:
             raise DataError(f"{self.name}: {_mysql_message(error)}") from error
+
+
+def _mysql_cells(cells: Sequence[Any], field_type: int) -> pa.Array:
+    if field_type == FIELD_TYPE.BIT:
+        bits = (None if cell is None else str(int.from_bytes(cell)) for cell in cells)
+        return pa.array(bits, pa.string())
+    if field_type == FIELD_TYPE.JSON:
+        return _parse_json(cells)
+    # JSON in MariaDB is a LONGTEXT, and the server does not say which of the two a column is.
+    if field_type in _LONG_TEXT and all(cell is None or cell[:1] == "[" for cell in cells):
+        with suppress(orjson.JSONDecodeError):
+            return _parse_json(cells)
+    return pa.array(cells, pa.string())
+
+
+def _parse_json(cells: Iterable[str | None]) -> pa.Array:
+    return json_cells([None if cell is None else orjson.loads(cell) for cell in cells])
 
 
 def _mysql_name(name: str) -> str:
@@ -181,26 +230,43 @@ class Postgres:
         return f"{self.query} of {public_dsn(self.dsn) or 'postgres'}"
 
     def columns(self) -> list[str]:
-        """Return the names of all columns."""
-        with self._cursor() as cursor:
-            cursor.execute(sql.SQL("SELECT * FROM {} AS data LIMIT 0").format(self._rows))
-            return [column.name for column in cursor.description or ()]
+        """Return the names of all columns, without blanks at their ends."""
+        return [column.name for column in self._columns()]
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Stream the rows as text."""
+        """Stream the rows as text, booleans as 1 and 0, arrays and JSON as lists."""
+        found = self._columns()
+        by_name = {column.name: column for column in found}
         # A query runs as it is, since nesting need not keep its order.
-        names, selected = list(columns), self._rows
+        selected = self._rows
         if self.query.table:
-            fields = sql.SQL(", ").join(map(sql.Identifier, names))
+            found = [by_name[name] for name in columns]
+            fields = sql.SQL(", ").join(sql.Identifier(column.stored) for column in found)
             selected = sql.SQL("(SELECT {} FROM {})").format(fields, self._rows)
-        else:
-            names = self.columns()
+        names = [column.name for column in found]
         command = sql.SQL("COPY {} TO STDOUT (FORMAT csv, ENCODING 'UTF8')").format(selected)
         with self._cursor() as cursor, cursor.copy(command) as copy:
-            yield from csv_batches(_CopyFile(copy), columns, names)
+            for batch in csv_batches(_CopyFile(copy), columns, names):
+                cells = [by_name[name].convert(batch.column(name)) for name in columns]
+                yield pa.record_batch(cells, names=list(columns))
 
     def sha256(self) -> None:
         """Return None: only the rows identify the content."""
+
+    def _columns(self) -> list[_Column]:
+        with self._cursor() as cursor:
+            cursor.execute(sql.SQL("SELECT * FROM {} AS data LIMIT 0").format(self._rows))
+            described = [(column.name, column.type_code) for column in cursor.description or ()]
+            cursor.execute(
+                "SELECT oid, typelem FROM pg_catalog.pg_type "
+                "WHERE typcategory = 'A' AND oid = ANY(%s)",
+                ([oid for _, oid in described],),
+            )
+            items = dict(cursor.fetchall())
+        return [
+            _Column(name.strip(), name, _postgres_convert(oid, items.get(oid)))
+            for name, oid in described
+        ]
 
     @property
     def _rows(self) -> sql.Composable:
@@ -214,11 +280,41 @@ class Postgres:
             with psycopg.connect(self.dsn, connect_timeout=CONNECT_TIMEOUT_S) as connection:
                 connection.read_only = True
                 with connection.cursor() as cursor:
-                    # Otherwise a scan of a large table starts where another one is.
-                    cursor.execute("SET LOCAL synchronize_seqscans = off")
+                    # Otherwise a scan of a large table starts where another one is, and times are
+                    # spelled as the server, the account or PGDATESTYLE says.
+                    cursor.execute(
+                        "SET LOCAL synchronize_seqscans = off; "
+                        "SET LOCAL datestyle = 'ISO'; SET LOCAL timezone = 'UTC'"
+                    )
                     yield cursor
         except psycopg.Error as error:
             raise DataError(f"{self.name}: {str(error).strip()}") from error
+
+
+def _postgres_convert(oid: int, item_oid: int | None) -> _Convert:
+    """Return how to convert the text of a type.
+
+    Args:
+        oid: Number of the type.
+        item_oid: Number of the type of its items if it is an array.
+    """
+    types = postgres.types
+    if oid == types["bool"].oid:
+        return lambda cells: pc.if_else(pc.equal(cells, "t"), "1", "0")
+    if oid in (types["json"].oid, types["jsonb"].oid):
+        return lambda cells: _parse_json(cells.to_pylist())
+    if item_oid is None:
+        return lambda cells: cells
+    parse = Transformer().get_loader(types["text"].array_oid, pq.Format.TEXT).load
+    as_bit = {"t": "1", "f": "0"} if item_oid == types["bool"].oid else {}
+
+    def convert(cells: pa.Array) -> pa.Array:
+        lists = [None if cell is None else parse(cell.encode()) for cell in cells.to_pylist()]
+        if as_bit:
+            lists = [cell and [as_bit.get(item, item) for item in cell] for cell in lists]
+        return json_cells(lists)
+
+    return convert
 
 
 class _CopyFile:

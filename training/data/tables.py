@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 
@@ -17,6 +18,8 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from training.data.cells import Numbers, time_order, to_numbers, to_texts, to_tokens
+from training.data.csv_stream import likely_separator
+from training.data.nested import nested_problem
 from training.data.sources import DataError, Source, Table
 
 logger = logging.getLogger(__name__)
@@ -137,6 +140,9 @@ class _Cells:
         self.rows.add(source, len(batch))
         for name in columns:
             column = batch.column(name)
+            if problem := nested_problem(column.type):
+                self.wrong.setdefault(name, f"{source.name}: column {name}: {problem}")
+                continue
             if name in self._categorical:
                 tokens, wrong = to_tokens(column, are_ids=name not in self._free_texts)
                 self._tokens[name].append(tokens)
@@ -167,7 +173,7 @@ class _Cells:
                 if name not in self.wrong
             }
         )
-        if self._order_by:
+        if self._order_by and self._times:
             order, wrong = time_order(_join(self._times))
             if wrong:
                 cell = self.rows.cell(wrong.row, self._order_by)
@@ -201,7 +207,7 @@ class _RowNames:
 
 
 def _column_problem(wanted: Sequence[str], available: Sequence[str]) -> str:
-    """Describe the columns that are missing or repeated; empty if all is well."""
+    """Describe the columns that are missing or repeated, and a fix; empty if all is well."""
     if missing := [name for name in wanted if name not in available]:
         unused = [name for name in available if name not in wanted]
         near = [difflib.get_close_matches(name, unused, n=1) for name in missing]
@@ -209,6 +215,15 @@ def _column_problem(wanted: Sequence[str], available: Sequence[str]) -> str:
             f"{name} (did you mean {match[0]}?)" if match else name
             for name, match in zip(missing, near, strict=True)
         ]
-        return f"missing column {', '.join(hints)}; it has {', '.join(available)}"
+        problem = f"missing column {', '.join(hints)}; it has {', '.join(available)}"
+        if len(available) == 1 and (separator := likely_separator(available[0], missing)):
+            flag = "tab" if separator == "\t" else f"'{separator}'"
+            return f"{problem}, a single column; is {flag} the separator? Add --separator {flag}"
+        if any(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in available):
+            problem += "; if that is a row of data, put the names of the columns above it"
+        return problem
     repeated = [name for name in wanted if available.count(name) > 1]
-    return "; ".join(f"column {name} is there {available.count(name)} times" for name in repeated)
+    return "; ".join(
+        f"column {name} is there {available.count(name)} times; rename or remove one"
+        for name in repeated
+    )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import subprocess
 import sys
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import pytest
@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.data import csv_stream
-from training.data.csv_stream import csv_batches, csv_columns
+from training.data.csv_stream import csv_batches, csv_columns, likely_separator
 
-CELLS = st.text(st.sampled_from('a1", \r\n;é'), max_size=6)
+CELLS = st.text(st.sampled_from('a1", \r\n;é\t|'), max_size=6)
 NOISE = st.text(st.sampled_from('a1",\r\n'), max_size=40)
+SEPARATORS = [",", "\t", ";", "|", " ", "^", "\x01"]
 NAMES = ["x", "y"]
 
 
@@ -27,21 +28,78 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(csv_stream, "_MAX_ROW_BYTES", 100)
 
 
-def read(content: bytes) -> list[dict[str, str]]:
+def read(content: bytes, separator: str = ",") -> list[dict[str, str]]:
     """Read the rows of a file."""
     file = io.BytesIO(content)
-    columns = csv_columns(file)
+    columns = csv_columns(file, separator)
     file.seek(0)
-    return [row for batch in csv_batches(file, columns) for row in batch.to_pylist()]
+    batches = csv_batches(file, columns, separator=separator)
+    return [row for batch in batches for row in batch.to_pylist()]
 
 
-@given(st.lists(st.lists(CELLS, min_size=2, max_size=2)), st.sampled_from(["\n", "\r\n"]))
-def test_blocks_hold_every_row_of_the_file(rows: list[list[str]], end_of_row: str) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator=end_of_row, quoting=csv.QUOTE_ALL)
-    writer.writerows([NAMES, *rows])
+@given(
+    st.lists(st.lists(CELLS, min_size=2, max_size=2)),
+    st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from(SEPARATORS),
+    st.sampled_from(["", "\ufeff", "\n", "\ufeff\r\n\n"]),
+    st.sampled_from(["", " ", "   "]),
+)
+def test_blocks_hold_every_row_of_the_file(
+    rows: list[list[str]], end_of_row: str, separator: str, before: str, blanks: str
+) -> None:
+    blanks = blanks if separator != " " else ""
+
+    def written(row: list[str]) -> str:
+        cells = ('"' + cell.replace('"', '""') + '"' for cell in row)
+        return separator.join(blanks + cell for cell in cells) + end_of_row
+
+    content = before + "".join(map(written, [NAMES, *rows]))
     expected = [dict(zip(NAMES, (cell or None for cell in row), strict=True)) for row in rows]
-    assert read(text.getvalue().encode()) == expected
+    assert read(content.encode(), separator) == expected
+
+
+@given(st.lists(st.tuples(st.sampled_from(["1", "a b", "", 'say "hi"']), CELLS), min_size=1))
+def test_blanks_before_a_quote_are_skipped_as_pandas_skips_them(
+    rows: list[tuple[str, str]],
+) -> None:
+    lines = [f'{x}, "{y.replace(chr(34), chr(34) * 2)}"\n' for x, y in rows]
+    content = "x, y\n" + "".join(lines)
+    expected = pd.read_csv(
+        io.StringIO(content), skipinitialspace=True, dtype=str, keep_default_na=False
+    )
+    found = pd.DataFrame(read(content.encode()), dtype=str).fillna("")
+    assert found["x"].tolist() == expected["x"].tolist()
+    # pandas takes a carriage return for a line break.
+    assert [cell.replace("\r", "\n") for cell in found["y"]] == [
+        cell.replace("\r\n", "\r\n").replace("\r", "\n") for cell in expected["y"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("header", "wanted", "separator"),
+    [
+        ("label;price;item", ["price"], ";"),
+        ("label\tprice", [], "\t"),
+        ("label|price", ["label"], "|"),
+        ("label,price", ["label"], ","),
+        ('"label"; "a,b,c"', ["label"], ";"),
+        ("user item rating", ["user", "item"], " "),
+        ("item id", ["id"], None),
+        ("label", ["price"], None),
+    ],
+)
+def test_the_separator_of_a_header_is_guessed(
+    header: str, wanted: list[str], separator: str | None
+) -> None:
+    assert likely_separator(header, wanted) == separator
+
+
+@pytest.mark.parametrize("n_before", [0, 50])
+def test_a_byte_that_is_not_utf_8_is_found_with_its_row(n_before: int) -> None:
+    content = b"x,y\n" + b'1,"two\nlines"\n' * n_before + b"2,caf\xe9\n"
+    with pytest.raises(UnicodeDecodeError, match=f"row {n_before + 2}$") as error:
+        read(content)
+    assert error.value.object[error.value.start] == 0xE9
 
 
 @settings(max_examples=1000)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-import psycopg
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pymysql
 import pytest
 from psycopg.conninfo import conninfo_to_dict
@@ -18,13 +17,12 @@ from psycopg.conninfo import conninfo_to_dict
 import scripts.train
 from archive import catalog
 from archive.gate import judge
-from tests.conftest import lacking
 from tests.examples import train
-from tests.services.databases import PASSWORD, NotInstalledError, mariadb_server, postgres_server
+from tests.services.databases import PASSWORD, TYPED_ROWS, Database
 from tests.services.proxy import proxy
 from training import artifacts
 from training.data import files
-from training.data.databases import MySQL, Postgres, Query, public_dsn
+from training.data.databases import public_dsn
 from training.data.sources import DataError, DataSet
 from training.data.splits import load_splits
 from training.data.tables import read_table
@@ -32,79 +30,12 @@ from training.tasks.ranking.data import load_ranking_data
 from training.tasks.ranking.world import impressions
 from training.train_xgb import Config
 
-KINDS = ["mysql", "postgres"]
 
-
-@dataclass(frozen=True)
-class Database:
-    """A running server of one kind, reached as its user ``reader``."""
-
-    kind: str
-    port: int
-
-    def execute(self, *statements: str, rows: Sequence[Sequence[Any]] = ()) -> None:
-        """Run statements; the last one once for each row, if rows are given."""
-        connection: Any = (
-            pymysql.connect(
-                host="127.0.0.1",
-                port=self.port,
-                user="reader",
-                password=PASSWORD,
-                database="recs",
-                charset="utf8mb4",
-            )
-            if self.kind == "mysql"
-            else psycopg.connect(self.dsn(), password=PASSWORD)
-        )
-        with connection, connection.cursor() as cursor:
-            for statement in statements[:-1] if rows else statements:
-                cursor.execute(statement)
-            if rows:
-                cursor.executemany(statements[-1], rows)
-            connection.commit()
-
-    def load(self, name: str, frame: pd.DataFrame) -> None:
-        """Create a table from a data frame of numbers."""
-        columns = ", ".join(f"{column} DOUBLE PRECISION" for column in frame)
-        insert = f"INSERT INTO {name} VALUES ({', '.join(['%s'] * frame.shape[1])})"
-        self.execute(
-            f"DROP TABLE IF EXISTS {name}",
-            f"CREATE TABLE {name} ({columns})",
-            insert,
-            rows=frame.to_numpy().tolist(),
-        )
-
-    def dsn(self, port: int | None = None) -> str:
-        """Return a DSN without the password."""
-        return f"postgresql://reader@127.0.0.1:{port or self.port}/postgres"
-
-    def source(
-        self, *, table: str = "", sql: str = "", port: int | None = None
-    ) -> MySQL | Postgres:
-        """Return a source for a table or a query."""
-        if self.kind == "postgres":
-            dsn = self.dsn(port).replace("reader", f"reader:{PASSWORD.replace(' ', '%20')}")
-            return Postgres(Query(table, sql), dsn)
-        return MySQL(Query(table, sql), "127.0.0.1", port or self.port, "reader", PASSWORD, "recs")
-
-    def flags(self, *, port: int | None = None) -> list[str]:
-        """Return the flags of a training script; the environment has the password."""
-        port = port or self.port
-        if self.kind == "postgres":
-            return ["--data-source", "postgres", "--dsn", self.dsn(port)]
-        user = ["--doris-user", "reader", "--mysql-database", "recs"]
-        return ["--data-source", "mysql", "--mysql-port", str(port), *user]
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def database(request: pytest.FixtureRequest) -> Iterator[Database]:
-    """Run each kind of server in turn."""
-    server = mariadb_server if request.param == "mysql" else postgres_server
-    try:
-        with server() as port:
-            yield Database(request.param, port)
-    except NotInstalledError as error:
-        lacking(str(error))
+@pytest.fixture(scope="session", params=["mysql", "postgres"])
+def database(request: pytest.FixtureRequest) -> Database:
+    """Return each kind of server in turn."""
+    found: Database = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -170,6 +101,107 @@ def test_only_null_and_empty_text_are_missing_whatever_a_text_looks_like(
     assert [None if pd.isna(cell) else cell for cell in read["amount"]] == [1.25, 2, None, 0]
     # A row whose only cell is missing is still a row.
     assert len(read_table([database.source(table="texts")], ["amount"])) == 4
+
+
+def test_the_types_of_a_database_read_as_those_of_a_parquet_file(
+    database: Database, tmp_path: Path
+) -> None:
+    database.create_typed()
+    path = tmp_path / "typed.parquet"
+    pq.write_table(pa.Table.from_pylist(TYPED_ROWS), path)
+    names = [name for name in TYPED_ROWS[0] if name != "tags"]
+    columns = ["clicked", "price"], [name for name in names if name not in ("clicked", "price")]
+    for numeric, categorical in (columns, ([], names)):
+        read = read_table([database.source(table="typed")], numeric, categorical)
+        expected = read_table(files.find(str(path)).table, numeric, categorical)
+        pd.testing.assert_frame_equal(read, expected)
+
+
+@pytest.mark.parametrize("read", ["table", "query"])
+def test_lists_of_a_database_arrive_as_lists(database: Database, read: str) -> None:
+    database.create_typed()
+    source = (
+        database.source(table="typed")
+        if read == "table"
+        else database.source(sql="SELECT tags FROM typed ORDER BY clicked DESC")
+    )
+    [batch] = source.batches(["tags"])
+    lists = batch.column("tags")
+    assert sorted(lists.drop_null().to_pylist()) == [[], ["a", "b, c"]]
+    assert lists.null_count == 1
+    with pytest.raises(DataError, match=r"column tags: expected one value per cell, got lists"):
+        read_table([source], [], ["tags"])
+
+
+@pytest.mark.parametrize(
+    ("sql_type", "value", "cell"),
+    [
+        ("BOOL[]", "{t,f,NULL}", ["1", "0", None]),
+        ("BIGINT[]", "{9007199254740993,7}", ["9007199254740993", "7"]),
+        ("TEXT[]", r'{"a,b","say \"hi\"","NULL",NULL}', ["a,b", 'say "hi"', "NULL", None]),
+        ("VARCHAR(9)[]", "{a}", ["a"]),
+        ("TEXT[]", "{}", []),
+        ("INT[]", "[0:1]={1,2}", ["1", "2"]),
+        ("JSONB", '["a", 7]', ["a", "7"]),
+        ("JSON", "[1, 2]", [1, 2]),
+        ("JSON", "7", 7),
+        ("BOOL", "t", "1"),
+        ("NUMERIC", "196.00", "196.00"),
+    ],
+)
+def test_the_values_of_postgres_arrive_as_lists_and_text(
+    postgres: Database, sql_type: str, value: str, cell: object
+) -> None:
+    postgres.create("one", {"x": sql_type}, [[value]])
+    [batch] = postgres.source(table="one").batches(["x"])
+    assert batch.column("x").to_pylist() == [cell]
+
+
+def test_a_bit_of_mysql_is_a_number(mysql: Database) -> None:
+    types = {"one": "BIT(1)", "many": "BIT(10)"}
+    read = mysql.read_back(types, [[1, 513], [0, 0], [None, None]], ["one"], ["many"])
+    assert read["one"].fillna(-1).tolist() == [1, 0, -1]
+    assert read["many"].fillna("").tolist() == ["513", "0", ""]
+
+
+def test_a_long_text_of_mysql_is_a_list_only_if_each_cell_is_one(mysql: Database) -> None:
+    read = mysql.read_back({"x": "LONGTEXT"}, [["[1]"], ["[new] shoes"]], [], ["x"])
+    assert read["x"].tolist() == ["[1]", "[new] shoes"]
+
+
+@pytest.fixture
+def far_away(database: Database) -> Iterator[None]:
+    """Give the server another time zone and spelling of dates."""
+    if database.kind == "postgres":
+        own = "ALTER ROLE reader"
+        database.execute(f"{own} SET timezone = 'Asia/Shanghai'", f"{own} SET datestyle = 'SQL'")
+        yield
+        database.execute(f"{own} RESET timezone", f"{own} RESET datestyle")
+        return
+    connection = pymysql.connect(host="127.0.0.1", port=database.port, user="root")
+    with connection, connection.cursor() as cursor:
+        cursor.execute("SET GLOBAL time_zone = '+08:00'")
+        try:
+            yield
+        finally:
+            cursor.execute("SET GLOBAL time_zone = DEFAULT")
+
+
+@pytest.mark.usefixtures("far_away")
+def test_times_are_in_utc_whatever_the_server_says(database: Database) -> None:
+    types = {"at": "TIMESTAMP" if database.kind == "mysql" else "TIMESTAMPTZ", "day": "DATE"}
+    # In the time zone of the server.
+    read = database.read_back(types, [["2026-11-25 16:00:00", "2026-11-25"]], [], ["at", "day"])
+    assert read.iloc[0].tolist() == ["2026-11-25T08:00:00Z", "2026-11-25"]
+
+
+def test_blanks_at_the_ends_of_a_name_do_not_count(database: Database) -> None:
+    quote = "`" if database.kind == "mysql" else '"'
+    # MySQL allows no blank at the end of a name.
+    column = f"{quote} x{quote}"
+    database.create("blanks", {column: "INT"}, [[3]])
+    for source in (database.source(table="blanks"), database.source(sql="SELECT * FROM blanks")):
+        assert read_table([source], ["x"]).iloc[0, 0] == 3
 
 
 def test_names_may_hold_any_character(database: Database) -> None:
@@ -396,6 +428,10 @@ def test_an_unescaped_password_is_not_printed(dsn: str) -> None:
         (
             ["--data-source", "postgres", "--table", "a", "--data-path", "b.csv"],
             "--data-path: is for --data-source file or oss, got --data-source postgres",
+        ),
+        (
+            ["--data-source", "mysql", "--table", "a", "--separator", ";"],
+            "--separator: is for --data-source file or oss, got --data-source mysql",
         ),
         (["--data-source", "oss"], "expected --data-path s3://bucket/path or oss://bucket/path"),
         (

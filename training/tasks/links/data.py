@@ -119,7 +119,7 @@ def _read_table(part: Source) -> pd.DataFrame:
 def _read_lines(part: File) -> pd.DataFrame:
     try:
         with part.open() as file:
-            edges = list(_parse(part.name, io.TextIOWrapper(file, encoding="utf-8")))
+            edges = list(_parse(part.name, io.TextIOWrapper(file, encoding="utf-8-sig")))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{part.name}: cannot be read: {error}") from error
     if not edges:

@@ -45,7 +45,7 @@ def test_edge_lists_of_all_formats_give_the_same_graph(tmp_path: Path) -> None:
     table.to_parquet(tmp_path / "a.parquet")
     text = "% weighted\n1 2\n1 3 2.5\n7.0  2 1\n"
     (tmp_path / "a.edgelist").write_text(text)
-    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text.encode("utf-8-sig")))
     paths = sorted(tmp_path.iterdir())
     graphs = [edge_set(load_edges(file, directed=True)) for file in paths]
     assert graphs == [{("1", "2"): 1.0, ("1", "3"): 2.5, ("7", "2"): 1.0}] * 5
@@ -71,6 +71,7 @@ def test_weights_of_repeated_edges_add_up_and_loops_are_dropped(tmp_path: Path) 
         ("a.txt", "a b -1\n", 'line 1: expected a weight above 0, got "-1"'),
         ("a.txt", "# nothing\n", "has no edges"),
         ("a.txt", "a a\n", "expected an edge between two nodes, got only loops"),
+        ("a.txt", "a b\ncaf\udce9 b\n", "expected text in UTF-8, got byte 0xe9"),
         ("a.json", "{}", "expected a file ending in .csv"),
         ("a.csv", "source,to\na,b\n", "missing column target"),
         ("a.csv", "source,target\na,b\n,c\n", "row 3, column source: expected a node, got an"),
@@ -82,7 +83,7 @@ def test_weights_of_repeated_edges_add_up_and_loops_are_dropped(tmp_path: Path) 
 def test_error_names_the_place_in_a_bad_edge_list(
     tmp_path: Path, name: str, text: str, message: str
 ) -> None:
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, errors="surrogateescape")
     with pytest.raises(DataError) as error:
         load_edges(tmp_path / name, directed=False)
     assert message in str(error.value)
