@@ -79,8 +79,8 @@ def train(config: Config) -> Path:
     return config.folder("deepfm")
 
 
-def _loss(logits: Tensor, targets: Tensor) -> Tensor:
-    return binary_cross_entropy_with_logits(logits, targets[:, 0])
+def _loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    return binary_cross_entropy_with_logits(logits, targets[:, 0], weights)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -143,9 +143,9 @@ def _fit(
         config.dropout,
     )
 
-    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+    def loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         losses = [
-            config.weights[t] * task_loss(logits[:, i], targets[:, t], means[t])
+            config.weights[t] * task_loss(logits[:, i], targets[:, t], weights, means[t])
             for i, t in enumerate(tasks)
         ]
         return torch.stack(losses).sum()
