@@ -37,7 +37,7 @@ from handlers.models.weights import network_bytes
 from serving.archive_file import SAMPLE_FILE
 from serving.load import load
 from serving.testing import Server, running_server
-from training.engine.fit import FitConfig, fit
+from training.engine.fit import FitConfig, WeightedRows, fit
 from training.engine.worker import seed_everything
 from training.tasks.ranking.world import impressions
 
@@ -106,13 +106,14 @@ def train_with_users(n: int) -> Figures:
     matrix = torch.rand(n_rows, 7)
     matrix[:, 6] = torch.randint(2, n, (n_rows,))
     labels = torch.randint(2, (n_rows, 1)).float()
-    few = matrix[: config.batch_size], labels[: config.batch_size]
+    rows = WeightedRows(matrix, labels, torch.ones(n_rows))
+    few = WeightedRows(*(part[: config.batch_size] for part in rows))
 
-    def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return binary_cross_entropy_with_logits(logits, targets[:, 0])
+    def loss(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return binary_cross_entropy_with_logits(logits, targets[:, 0], weights)
 
     started = time.perf_counter()
-    fit(network, loss, (matrix, labels), few, config)
+    fit(network, loss, rows, few, config)
     return {
         "training rows/s": n_rows / (time.perf_counter() - started),
         "weights MB": len(network_bytes(network)) / 1e6,

@@ -40,6 +40,8 @@ class RunConfig(DataConfig, EngineConfig):
         artifacts_dir: Folder of all artifacts; a run writes <artifacts_dir>/<model>/<version>/.
     """
 
+    # Name of the model, and of the folder of its artifacts.
+    model: ClassVar[str]
     # Flags that list input columns, separated by commas.
     column_flags: ClassVar[Sequence[str]] = ()
     # Whether the model's training loop can run in several processes.
@@ -49,9 +51,9 @@ class RunConfig(DataConfig, EngineConfig):
     seed: Seed = 0
     artifacts_dir: Path = artifacts.ARTIFACTS
 
-    def folder(self, model: str) -> Path:
-        """Return the folder for the artifacts of a model."""
-        return self.artifacts_dir / model / self.version
+    def folder(self) -> Path:
+        """Return the folder for the artifacts of the run."""
+        return self.artifacts_dir / self.model / self.version
 
     def data(self, *args: Any, **kwargs: Any) -> DataSet:
         """Find the data as :class:`DataConfig` does; the engine reads it."""
@@ -111,7 +113,6 @@ def split_names(text: str) -> list[str]:
 
 @contextmanager
 def writing_artifacts(
-    model: str,
     meta_file: str,
     config: RunConfig,
     *,
@@ -128,18 +129,17 @@ def writing_artifacts(
     vocabularies and the meta file, which lists all other files, follow when the block ends.
 
     Args:
-        model: Name of the model; ``reports[model]`` are its metrics on the test split.
         meta_file: Name of the meta file that the handler reads.
         config: Flags of the run.
         arch_version: Version of the code that can load the weights.
-        reports: Metrics by model, including the baselines and the oracle.
+        reports: Metrics on the test split of the model, the baselines and the oracle, by name.
         golden: Golden rows for ``golden.json``; or by file name, if one run trains several models.
         vocabularies: Tokens by category feature.
         libraries: Distributions that the model needs in addition to those of every handler.
         meta: Further entries of the meta file, such as ``features``.
     """
     files = {"golden.json": golden} if isinstance(golden, Golden) else golden
-    with writing_folder(config.folder(model), replace=True) as folder:
+    with writing_folder(config.folder(), replace=True) as folder:
         yield folder
         artifacts.write_json(folder / "metrics.json", {"test": reports})
         artifacts.write_json(folder / VOCABULARIES_FILE, vocabularies)
@@ -153,7 +153,7 @@ def writing_artifacts(
                 **meta,
                 "seed": config.seed,
                 "hyperparameters": config.public(),
-                "metrics": reports[model],
+                "metrics": reports[config.model],
             },
             libraries,
         )

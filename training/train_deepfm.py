@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import tyro
@@ -37,6 +37,8 @@ class Config(RankingConfig, FitConfig):
         dropout: Share of hidden units dropped in training.
     """
 
+    model: ClassVar[str] = "deepfm"
+
     label: str = "label"
     embedding_dim: EmbeddingDim = 16
     hidden: Widths = (64, 32)
@@ -51,7 +53,7 @@ def evaluation(config: Config, columns: Sequence[str] = ()) -> RankingEvaluation
 def train(config: Config) -> Path:
     """Train, report and write the artifacts; return their folder."""
     test = evaluation(config)
-    statistics = validation.check("deepfm", test.train_frame, [config.label], config)
+    statistics = validation.check(test.train_frame, [config.label], config)
     data = test.data
     seed_everything(config.seed)
     network = DeepFM(data.schema.cardinalities, config.embedding_dim, config.hidden, config.dropout)
@@ -61,10 +63,9 @@ def train(config: Config) -> Path:
         return torch.sigmoid(predict(network, torch.from_numpy(matrix))).numpy()
 
     labels, scores = data.targets["test"][:, 0], probabilities(data.test)
-    reports = test.reports("deepfm", scores)
+    reports = test.reports(config.model, scores)
     Console().print(metric_table(reports, "DeepFM on the test split"))
     with run.writing_artifacts(
-        "deepfm",
         META_FILE,
         config,
         arch_version=ARCH_VERSION,
@@ -76,11 +77,11 @@ def train(config: Config) -> Path:
     ) as folder:
         save_network(network, folder / WEIGHTS_FILE)
         save_curves(folder, history, labels, scores)
-    return config.folder("deepfm")
+    return config.folder()
 
 
-def _loss(logits: Tensor, targets: Tensor) -> Tensor:
-    return binary_cross_entropy_with_logits(logits, targets[:, 0])
+def _loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    return binary_cross_entropy_with_logits(logits, targets[:, 0], weights)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import tyro
@@ -55,6 +56,8 @@ class Config(SearchConfig, FitConfig):
             their own; all documents if there are no more than that.
     """
 
+    model: ClassVar[str] = "dssm"
+
     epochs: Count = 15
     batch_size: Count = 256
     lr: LearningRate = 5e-3
@@ -76,7 +79,7 @@ def evaluation(config: Config, _: Sequence[str] = ()) -> SearchEvaluation:
 def train(config: Config) -> Path:
     """Train, report and write the artifacts; return their folder."""
     test = evaluation(config)
-    statistics = validation.check("dssm", test.train_frame, [config.label], config)
+    statistics = validation.check(test.train_frame, [config.label], config)
     data = test.data
     seed_everything(config.seed)
     network = build_network(
@@ -95,17 +98,16 @@ def train(config: Config) -> Path:
     labels = relevant.numpy()
     probabilities = relevance(network, queries, docs, owner, targets)
     if data.labeled:
-        reports = test.reports("dssm", probabilities)
+        reports = test.reports(config.model, probabilities)
     else:
-        reports = test.reports("dssm", test.score(queries.numpy(), docs.numpy()))
-        reports["dssm"] |= ranking_report(labels, probabilities)
+        reports = test.reports(config.model, test.score(queries.numpy(), docs.numpy()))
+        reports[config.model] |= ranking_report(labels, probabilities)
     Console().print(metric_table(reports, "DSSM on the test split"))
 
     rows, inputs = golden_queries(data)
     weights, features = network_bytes(network), data.query_columns.to_json()
     doc_features = data.doc_columns.to_json()
     with run.writing_artifacts(
-        "dssm",
         META_FILE,
         config,
         arch_version=ARCH_VERSION,
@@ -131,7 +133,7 @@ def train(config: Config) -> Path:
         (folder / WEIGHTS_FILE).write_bytes(weights)
         save_item_vectors(folder, list(data.doc_rows), docs.numpy()[list(data.doc_rows.values())])
         save_curves(folder, history, labels, probabilities)
-    return config.folder("dssm")
+    return config.folder()
 
 
 def fit(network: DSSM, data: SearchData, config: Config) -> History:

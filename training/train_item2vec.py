@@ -75,20 +75,19 @@ def evaluation(config: Config, _: Sequence[str] = ()) -> TokensEvaluation:
 def train(config: Config) -> Path:
     """Train, report and write the artifacts; return their folder."""
     test = evaluation(config)
-    statistics = validation.check(config.mode, test.train_frame, [], config)
+    statistics = validation.check(test.train_frame, [], config)
     split = test.split
     vectors, out_vectors = fit(split, config)
 
     score_items = score_next_token(vectors, out_vectors, config.window)
-    reports = test.reports(config.mode, test.rank(score_items))
+    reports = test.reports(config.model, test.rank(score_items))
     if config.uses_default_data:
         truth = MODES[config.mode].world.folder / TOKENS_TRUTH_FILE
         share, chance = same_cluster(vectors, truth)
-        reports[config.mode] |= {"same_cluster_at_10": share, "same_cluster_chance": chance}
+        reports[config.model] |= {"same_cluster_at_10": share, "same_cluster_chance": chance}
     Console().print(metric_table(reports, f"{config.mode}: the last token of each sequence"))
 
     with run.writing_artifacts(
-        config.mode,
         META_FILE,
         config,
         arch_version=ARCH_VERSION,
@@ -107,7 +106,7 @@ def train(config: Config) -> Path:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         vectors.save(config.out)
         print(f"vectors: {config.out}")
-    return config.folder(config.mode)
+    return config.folder()
 
 
 def fit(split: LeaveOneOutSplit, config: Config) -> tuple[TokenVectors, Vectors]:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -48,6 +49,8 @@ class Config(RankingConfig, FitConfig):
         single_task: Also train a network for each task alone, to compare with.
     """
 
+    model: ClassVar[str] = "mmoe"
+
     targets: str = "label,watch_time,gmv"
     tasks: str = "ctr,watch_time,gmv"
     task_weights: Weights = DEFAULT_WEIGHTS
@@ -89,10 +92,10 @@ def train(config: Config) -> Path:
     test = evaluation(config)
     data, tasks, means = test.data, test.tasks, test.means
     targets = run.split_names(config.targets)
-    statistics = validation.check("mmoe", test.train_frame, targets, config)
+    statistics = validation.check(test.train_frame, targets, config)
     network, history = _fit(config, data, means, range(len(tasks)))
     scores = _expected(network, data.test)
-    reports = test.reports("mmoe", scores)
+    reports = test.reports(config.model, scores)
     if config.single_task:
         single = np.hstack(
             [_expected(_fit(config, data, means, [t])[0], data.test) for t in range(len(tasks))]
@@ -100,7 +103,6 @@ def train(config: Config) -> Path:
         reports["single task"] = test.report(single)
     Console().print(metric_table(reports, "MMoE on the test split"))
     with run.writing_artifacts(
-        "mmoe",
         META_FILE,
         config,
         arch_version=ARCH_VERSION,
@@ -120,7 +122,7 @@ def train(config: Config) -> Path:
     ) as folder:
         save_network(network, folder / WEIGHTS_FILE)
         save_curves(folder, history, data.targets["test"][:, 0], scores[:, 0])
-    return config.folder("mmoe")
+    return config.folder()
 
 
 def _expected(network: MMoE, matrix: Matrix) -> Array:
@@ -143,9 +145,9 @@ def _fit(
         config.dropout,
     )
 
-    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+    def loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         losses = [
-            config.weights[t] * task_loss(logits[:, i], targets[:, t], means[t])
+            config.weights[t] * task_loss(logits[:, i], targets[:, t], weights, means[t])
             for i, t in enumerate(tasks)
         ]
         return torch.stack(losses).sum()

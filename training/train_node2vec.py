@@ -46,7 +46,6 @@ from training.tasks.links.rows import golden, node_schema
 from training.tasks.links.walks import Walker, WalkSentences
 from training.tasks.links.world import expected_edges, generate_communities, read_truth
 
-MODEL = "graph_recall"
 DEFAULT_DATA = Path("data/graph")
 
 WalkLength = Annotated[int, Field(ge=2)]
@@ -74,6 +73,7 @@ class Config(run.RunConfig, SkipGramConfig):
         test_share: Share of the edges that is held out for the test.
     """
 
+    model: ClassVar[str] = "graph_recall"
     distributable: ClassVar[bool] = False
 
     data_path: Annotated[str | None, tyro.conf.arg(aliases=("--data", "--edges"))] = None
@@ -109,20 +109,19 @@ def train(config: Config) -> Path:
     """Train, report and write the artifacts; return their folder."""
     logging.getLogger("faiss").setLevel(logging.WARNING)
     test = evaluation(config)
-    statistics = validation.check(MODEL, test.train_frame, [], config)
+    statistics = validation.check(test.train_frame, [], config)
     known, held_out = test.train, test.test
     vectors = embed(known, config)
 
-    reports = test.reports(MODEL, test.measure(score_by_cosine(vectors)))
-    reports[MODEL]["hadamard_auc"] = hadamard_auc(vectors, known, held_out, config.seed)
+    reports = test.reports(config.model, test.measure(score_by_cosine(vectors)))
+    reports[config.model]["hadamard_auc"] = hadamard_auc(vectors, known, held_out, config.seed)
     if config.uses_default_data:
         blocks = read_truth(DEFAULT_DATA, known.ids)["block"].to_numpy()
-        reports[MODEL]["nmi"] = block_nmi(vectors, blocks, config.seed)
+        reports[config.model]["nmi"] = block_nmi(vectors, blocks, config.seed)
     Console().print(metric_table(reports, f"node2vec on {len(held_out)} held-out edges"))
 
     schema, neighbours = node_schema(known.ids), Neighbours.build(vectors)
     with run.writing_artifacts(
-        MODEL,
         META_FILE,
         config,
         arch_version=ARCH_VERSION,
@@ -137,7 +136,7 @@ def train(config: Config) -> Path:
         statistics=statistics,
     ) as folder:
         neighbours.save(folder)
-    return config.folder(MODEL)
+    return config.folder()
 
 
 def embed(edges: Edges, config: Config) -> Vectors:

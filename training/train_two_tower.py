@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import tyro
@@ -53,6 +53,8 @@ class Config(RetrievalConfig, FitConfig):
             items.
     """
 
+    model: ClassVar[str] = "two_tower"
+
     embedding_dim: EmbeddingDim = 64
     user_layers: Widths = (128, 64)
     item_layers: Widths = (128, 64)
@@ -75,7 +77,7 @@ def evaluation(config: Config, _: Sequence[str] = ()) -> RetrievalEvaluation:
 def train(config: Config) -> Path:
     """Train, report and write the artifacts; return their folder."""
     test = evaluation(config)
-    statistics = validation.check("two_tower", test.train_frame, [config.label], config)
+    statistics = validation.check(test.train_frame, [config.label], config)
     data = test.data
     seed_everything(config.seed)
     network = TwoTower(
@@ -93,13 +95,12 @@ def train(config: Config) -> Path:
     vectors = predict(network.item, torch.from_numpy(data.items))
     users = predict(network.user, torch.from_numpy(data.test.users))
     ranks = test.rank(lambda rows: (users[rows] @ vectors.T).numpy())
-    reports = test.reports("two_tower", ranks)
+    reports = test.reports(config.model, ranks)
     Console().print(metric_table(reports, "Two towers on the test split"))
     weights = network_bytes(network)
     user_features, item_features = data.user_schema.to_json(), data.item_schema.to_json()
     vocabularies = data.user_schema.vocabularies() | data.item_schema.vocabularies()
     with run.writing_artifacts(
-        "two_tower",
         META_FILE,
         config,
         arch_version=ARCH_VERSION,
@@ -122,7 +123,7 @@ def train(config: Config) -> Path:
         (folder / WEIGHTS_FILE).write_bytes(weights)
         save_item_vectors(folder, data.item_ids, vectors.numpy())
         save_loss(folder, history, "cross-entropy")
-    return config.folder("two_tower")
+    return config.folder()
 
 
 def fit(network: TwoTower, data: RetrievalData, config: Config) -> History:

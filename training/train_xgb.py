@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import tyro
@@ -56,6 +56,8 @@ class Config(RankingConfig):
         normalize: Standardize the columns and write feature_scaler.json.
     """
 
+    model: ClassVar[str] = "xgb"
+
     label: str = "label"
     epochs: Count = 1500
     batch_size: Count = 100_000
@@ -76,7 +78,7 @@ def evaluation(config: Config, columns: Sequence[str] = ()) -> RankingEvaluation
 def train(config: Config) -> Path:
     """Train, report and write the artifacts; return their folder."""
     test = evaluation(config)
-    statistics = validation.check("xgb", test.train_frame, [config.label], config)
+    statistics = validation.check(test.train_frame, [config.label], config)
     data = test.data
     labels = {split: targets[:, 0] for split, targets in data.targets.items()}
     encodings, encoded = fit_target_encodings(data.schema, data.train, labels["train"], config.seed)
@@ -93,12 +95,11 @@ def train(config: Config) -> Path:
         return booster.predict(xgb.DMatrix(inputs(matrix)))
 
     scores = probabilities(data.test)
-    reports = test.reports("xgb", scores)
+    reports = test.reports(config.model, scores)
     Console().print(
         metric_table(reports, f"XGBoost, {booster.num_boosted_rounds()} trees, on the test split")
     )
     with run.writing_artifacts(
-        "xgb",
         META_FILE,
         config,
         arch_version=ARCH_VERSION,
@@ -113,7 +114,7 @@ def train(config: Config) -> Path:
         booster.save_model(folder / BOOSTER_FILE)
         inputs.save(folder, data.schema)
         save_curves(folder, history, labels["test"], scores)
-    return config.folder("xgb")
+    return config.folder()
 
 
 def _fit(config: Config, train: LabeledRows, valid: LabeledRows) -> tuple[xgb.Booster, History]:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import tyro
@@ -59,6 +60,8 @@ class Config(NextItemConfig, FitConfig):
         batch_size: Histories a step, of up to max_history predictions each.
     """
 
+    model: ClassVar[str] = "youtube_dnn"
+
     embedding_dim: EmbeddingDim = 64
     feature_dim: Count = 16
     hidden: Widths = (128,)
@@ -80,7 +83,7 @@ def evaluation(config: Config, _: Sequence[str] = ()) -> HistoryEvaluation:
 def train(config: Config) -> Path:
     """Train, report and write the artifacts; return their folder."""
     test = evaluation(config)
-    statistics = validation.check("youtube_dnn", test.train_frame, [], config)
+    statistics = validation.check(test.train_frame, [], config)
     data = test.data
     vocabulary = data.split.vocabulary
     seed_everything(config.seed)
@@ -103,13 +106,12 @@ def train(config: Config) -> Path:
         scores: Scores = (embed(network, data, held_out) @ vectors.T).numpy()
         return scores
 
-    reports = test.reports("youtube_dnn", test.rank(score_items))
+    reports = test.reports(config.model, test.rank(score_items))
     Console().print(metric_table(reports, "The last item of each history"))
 
     weights, features = network_bytes(network), data.schema.to_json()
     rows = golden_rows(data.schema, data.user_frame, data.split)
     with run.writing_artifacts(
-        "youtube_dnn",
         META_FILE,
         config,
         arch_version=ARCH_VERSION,
@@ -124,7 +126,7 @@ def train(config: Config) -> Path:
         (folder / WEIGHTS_FILE).write_bytes(weights)
         save_item_vectors(folder, vocabulary, vectors.numpy())
         save_loss(folder, losses, "cross-entropy")
-    return config.folder("youtube_dnn")
+    return config.folder()
 
 
 def fit(network: YouTubeDNN, data: NextItemData, config: Config) -> dict[str, list[float]]:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pydantic
 import pytest
+import tyro
 
 import scripts.train
 from archive import catalog
@@ -22,6 +23,7 @@ from handlers.xgb_handler import XgbHandler
 from serving.testing import ROOT
 from tests.examples import Example, load_handler, module, predict, train, training_script
 from training import artifacts, train_xgb
+from training.run import load_script
 from training.tasks.ranking.world import impressions
 
 FAST = {
@@ -289,6 +291,13 @@ def test_a_number_out_of_bounds_is_refused_before_data_is_read(
 ) -> None:
     assert train(model, *flags) == 1
     assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_every_training_script_names_its_model() -> None:
+    for model in map(catalog.get, catalog.model_names()):
+        script, *flags = model.training
+        config = tyro.cli(load_script(script).Config, args=flags)
+        assert config.model == model.artifacts
 
 
 def test_every_numeric_flag_has_bounds() -> None:

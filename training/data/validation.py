@@ -45,6 +45,10 @@ class Settings(Protocol):
     """The flags of a run that matter here."""
 
     @property
+    def model(self) -> str:
+        """Name of the model."""
+
+    @property
     def artifacts_dir(self) -> Path:
         """Folder with the artifacts of other versions."""
 
@@ -100,13 +104,12 @@ class Finding(NamedTuple):
     expected: str
 
 
-def check(
-    model: str, frame: pd.DataFrame, targets: Sequence[str], config: Settings
-) -> dict[str, Any]:
+def check(frame: pd.DataFrame, targets: Sequence[str], config: Settings) -> dict[str, Any]:
     """Print all warnings as one table on stderr; nothing if there are none.
 
+    The data is compared with that of the model's newest other version.
+
     Args:
-        model: Model whose newest other version the data is compared with.
         frame: The training split as :func:`training.data.tables.read_table` returns it.
         targets: The columns to predict.
         config: Flags of the run; ``strict`` turns a warning into an error.
@@ -117,7 +120,7 @@ def check(
     Raises:
         DataError: If there is a warning and the run is strict.
     """
-    before = _previous(model, config)
+    before = _previous(config)
     statistics = describe(frame)
     found = [*findings(frame, statistics, targets)]
     if before:
@@ -250,14 +253,14 @@ def _sample(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.iloc[:: -(-len(frame) // _SAMPLE_ROWS)]
 
 
-def _previous(model: str, config: Settings) -> tuple[str, Statistics] | None:
+def _previous(config: Settings) -> tuple[str, Statistics] | None:
     """Find the newest other version whose meta file has statistics."""
     schema = pydantic.TypeAdapter(Statistics)
-    for version in reversed(artifacts.versions(model, config.artifacts_dir)):
+    for version in reversed(artifacts.versions(config.model, config.artifacts_dir)):
         if version == config.version:
             continue
         try:
-            meta = artifacts.read_meta(config.artifacts_dir / model / version)
+            meta = artifacts.read_meta(config.artifacts_dir / config.model / version)
             return version, schema.validate_python(meta["statistics"])
         except (artifacts.ArtifactError, KeyError, pydantic.ValidationError):
             continue  # written by older code, or incomplete: look further back

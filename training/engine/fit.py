@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,8 @@ CHUNK_ROWS = 8192
 
 logger = logging.getLogger(__name__)
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+# Mean loss of logits [B, ...] and targets [B, ...] by the weights of the rows [B]: float32 [].
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 History = dict[str, list[float]]
 
 
@@ -59,11 +60,25 @@ class FitConfig(EngineConfig):
     seed: Seed = 0
 
 
+class WeightedRows(NamedTuple):
+    """The rows of a split.
+
+    Attributes:
+        matrix: Inputs, float32 [B, C].
+        targets: Targets, float32 [B, T].
+        weights: Weights in the loss, float32 [B]; their mean is 1.
+    """
+
+    matrix: Tensor
+    targets: Tensor
+    weights: Tensor
+
+
 def fit(
     network: RankingNetwork,
     loss: Loss,
-    train: tuple[Tensor, Tensor],
-    valid: tuple[Tensor, Tensor],
+    train: WeightedRows,
+    valid: WeightedRows,
     config: FitConfig,
 ) -> History:
     """Train a network in place, and leave it with the weights of its best epoch.
@@ -71,9 +86,9 @@ def fit(
     Args:
         network: Maps float32 [B, C] to the logits that ``loss`` takes. The statistics of its input
             layer are computed from ``train``.
-        loss: Loss of logits and targets [B, ...], float32 [].
-        train: Matrix float32 [rows, C] and targets float32 [rows, ...].
-        valid: The same for the split that selects the epoch.
+        loss: Weighted mean loss of logits and targets.
+        train: The training split.
+        valid: The split that selects the epoch.
         config: How to train.
 
     Returns:
@@ -82,15 +97,15 @@ def fit(
     Raises:
         TrainingError: If the loss is not finite.
     """
-    matrix, targets = train
+    matrix, targets, weights = train
     network.inputs.fit(matrix)
 
     def step(index: Tensor) -> Tensor:
         batch = hide_some(matrix[index], network.inputs.categories)
-        return loss(network(batch), targets[index])
+        return loss(network(batch), targets[index], weights[index])
 
     def validate() -> Tensor:
-        return loss(predict(network, valid[0]), valid[1])
+        return loss(predict(network, valid.matrix), valid.targets, valid.weights)
 
     return fit_steps(network, len(matrix), step, validate, config, MIN_STEPS)
 

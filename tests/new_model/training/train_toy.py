@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 from handlers.models.toy import ARCH_VERSION, META_FILE, Toy
@@ -29,6 +29,8 @@ class Config(RankingConfig):
         strength: Inverse of the strength of the regularization.
     """
 
+    model: ClassVar[str] = "toy"
+
     label: str = "label"
     strength: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
 
@@ -41,17 +43,16 @@ def evaluation(config: Config, columns: Sequence[str] = ()) -> RankingEvaluation
 def train(config: Config) -> Path:
     """Train, report and write the artifacts; return their folder."""
     test = evaluation(config)
-    statistics = validation.check("toy", test.train_frame, [config.label], config)
+    statistics = validation.check(test.train_frame, [config.label], config)
     data = test.data
     scaler = StandardScaler().fit(data.train)
     fitted = LogisticRegression(C=config.strength)
     fitted.fit(scaler.transform(data.train), data.targets["train"][:, 0])
     weights = fitted.coef_[0] / scaler.scale_
     toy = Toy(weights.tolist(), float(fitted.intercept_[0] - weights @ scaler.mean_))
-    reports = test.reports("toy", toy(data.test))
+    reports = test.reports(config.model, toy(data.test))
     Console().print(metric_table(reports, "The toy model on the test split"))
     with run.writing_artifacts(
-        "toy",
         META_FILE,
         config,
         arch_version=ARCH_VERSION,
@@ -63,7 +64,7 @@ def train(config: Config) -> Path:
         **data.meta(),
     ) as folder:
         toy.save(folder)
-    return config.folder("toy")
+    return config.folder()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

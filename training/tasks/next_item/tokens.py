@@ -84,6 +84,11 @@ class TokensConfig(RunConfig):
     exclude_history: bool = False
     gen: bool = True
 
+    @property  # a read-only attribute, as the class variable is in all other models
+    def model(self) -> str:  # type: ignore[override]
+        """Name of the model: that of the mode."""
+        return self.mode
+
 
 def read_log(data: DataSet, config: TokensConfig) -> pd.DataFrame:
     """Read the column of the tokens and, if there is one, the column of the users.

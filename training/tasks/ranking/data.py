@@ -21,8 +21,16 @@ from training.data.features import DEFAULT_FEATURES, computable_crosses, fit_sch
 from training.data.files import read_parquet
 from training.data.sources import DataError
 from training.data.splits import Splits, label_problems, load_splits
+from training.engine.fit import WeightedRows
 from training.golden import Golden, golden_matrix, golden_rows
 from training.run import RunConfig, split_names
+from training.tasks.ranking.weights import (
+    RowWeights,
+    WeightFlags,
+    row_weights,
+    sample_negatives,
+    weight_problems,
+)
 from training.tasks.ranking.world import generate_impressions
 
 DEFAULT_DATA = Path("data/impressions")
@@ -33,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class RankingConfig(RunConfig):
+class RankingConfig(WeightFlags, RunConfig):
     """The data of a ranking model.
 
     Attributes:
@@ -66,7 +74,8 @@ class RankingData:
         valid: Validation matrix, float32 [B, C].
         test: Test matrix, float32 [B, C].
         targets: Targets by split, float32 [B, T].
-        train_frame: Training split before encoding.
+        weights: Weights in the loss of the rows of train and valid, float32 [B], their mean is 1.
+        train_frame: Training split before encoding, with the negatives that sampling dropped.
         test_frame: Test split before encoding: the features and any other columns that were read.
         groups: Group of each test row, [B]; None without a group column.
         oracle: Expectation of each target on the test split, float32 [B, T]; None unless the data
@@ -80,6 +89,7 @@ class RankingData:
     valid: Matrix
     test: Matrix
     targets: dict[str, Targets]
+    weights: dict[str, RowWeights]
     train_frame: pd.DataFrame
     test_frame: pd.DataFrame
     groups: npt.NDArray[Any] | None
@@ -87,9 +97,13 @@ class RankingData:
     golden_rows: list[dict[str, Any]]
     sha256: str
 
-    def tensors(self, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the matrix, float32 [B, C], and the targets, float32 [B, T], of a split."""
-        return torch.from_numpy(getattr(self, split)), torch.from_numpy(self.targets[split])
+    def tensors(self, split: str) -> WeightedRows:
+        """Return the matrix, the targets and the weights of a split."""
+        return WeightedRows(
+            torch.from_numpy(getattr(self, split)),
+            torch.from_numpy(self.targets[split]),
+            torch.from_numpy(self.weights[split]),
+        )
 
     def meta(self) -> dict[str, Any]:
         """Return what the meta file records about the data."""
@@ -129,6 +143,9 @@ def load_ranking_data(
         raise DataError(f"--categorical {','.join(stray)}: expected names of --features")
     if stray := [name for name in targets if name in features]:
         raise DataError(f"{','.join(stray)}: is both a feature and a target")
+    weight = config.weight_column
+    if weight in {*features, *targets} - {""}:
+        raise DataError(f"--weight-column {weight}: is also a feature or a target")
     if config.uses_default_data:
         if not DEFAULT_DATA.exists():
             logger.info("no --data-path: generating a synthetic world in %s", DEFAULT_DATA)
@@ -136,16 +153,21 @@ def load_ranking_data(
     data = config.data(DEFAULT_DATA)
     crosses = computable_crosses(features)
     numeric = [name for name in features if name not in {*categorical, *crosses}]
-    extra = [name for name in (*columns, config.group) if name not in {"", *features, *targets}]
+    extra = [
+        name for name in (*columns, config.group) if name not in {"", weight, *features, *targets}
+    ]
 
     def check(splits: Splits) -> list[str]:
         train = splits.train
         amounts = [t for t in targets[1:] if t not in train or not train[t].isin((0, 1)).all()]
-        return label_problems(splits, [t for t in targets if t not in amounts], amounts)
+        return [
+            *label_problems(splits, [t for t in targets if t not in amounts], amounts),
+            *(weight_problems(splits, weight) if weight else ()),
+        ]
 
     splits = load_splits(
         data,
-        [*numeric, *targets],
+        [*numeric, *targets, *([weight] if weight else [])],
         [*categorical, *extra],
         crosses,
         seed=config.seed,
@@ -156,14 +178,21 @@ def load_ranking_data(
         raise DataError(
             f"--group {config.group}: expected a column of the data, got a product of features"
         )
-    schema = fit_schema(splits.train, features, categorical)
+    label = targets[0]
+    train = sample_negatives(splits.train, label, config.negative_sampling_rate, config.seed)
+    schema = fit_schema(train, features, categorical)
     return RankingData(
         schema=schema,
-        train=to_matrix(schema, splits.train),
+        train=to_matrix(schema, train),
         valid=to_matrix(schema, splits.valid),
         test=to_matrix(schema, splits.test),
         targets={
-            name: np.array(frame[list(targets)], dtype=np.float32) for name, frame in splits.items()
+            name: np.array(frame[list(targets)], dtype=np.float32)
+            for name, frame in splits._replace(train=train).items()
+        },
+        weights={
+            "train": row_weights(train, label, config, int((splits.train[label] == 0).sum())),
+            "valid": row_weights(splits.valid, label, config),
         },
         train_frame=splits.train,
         test_frame=splits.test,

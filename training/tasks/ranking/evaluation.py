@@ -52,7 +52,7 @@ class RankingEvaluation(Evaluation):
 
     def baselines(self) -> dict[str, Results]:
         """Return the base rate, a linear model and, on synthetic data, the oracle."""
-        base_rate = self.data.targets["train"][:, 0].mean()
+        base_rate = np.average(self.data.targets["train"][:, 0], weights=self.data.weights["train"])
         baselines: dict[str, Results] = {
             "base rate": np.full(len(self.labels), base_rate),
             "linear": self.linear_baseline(LogisticRegression()),
@@ -76,7 +76,12 @@ class RankingEvaluation(Evaluation):
             self.data.schema, self.data.train, targets[:, 0], self.seed
         )
         pipeline = make_pipeline(StandardScaler(), model)
-        pipeline.fit(np.nan_to_num(encoded), targets[:, task])
+        name = pipeline.steps[-1][0]
+        pipeline.fit(
+            np.nan_to_num(encoded),
+            targets[:, task],
+            **{f"{name}__sample_weight": self.data.weights["train"]},
+        )
         test = np.nan_to_num(TreeInputs(encodings)(self.data.test))
         scores: Results = (
             pipeline.predict_proba(test)[:, 1] if is_classifier(model) else pipeline.predict(test)

@@ -31,14 +31,16 @@ class MultiTaskEvaluation(RankingEvaluation):
         tasks: Names of the tasks, in the order of the targets; the first one must be binary.
 
     Attributes:
-        means: Mean of each amount in the training split; 0 for a binary task.
+        means: Weighted mean of each amount in the training split; 0 for a binary task.
     """
 
     def __init__(self, data: RankingData, seed: int, tasks: Sequence[str]) -> None:
         super().__init__(data, seed)
         self.tasks = tasks
         self.means = [
-            0.0 if set(np.unique(column)) <= {0.0, 1.0} else float(column.mean())
+            0.0
+            if set(np.unique(column)) <= {0.0, 1.0}
+            else float(np.average(column, weights=data.weights["train"]))
             for column in data.targets["train"].T
         ]
         self.primary = f"{tasks[0]}_auc"
@@ -100,7 +102,7 @@ class MultiTaskEvaluation(RankingEvaluation):
         return self.labels, results[:, 0]
 
 
-def task_loss(logits: Tensor, targets: Tensor, mean: float) -> Tensor:
+def task_loss(logits: Tensor, targets: Tensor, weights: Tensor, mean: float) -> Tensor:
     """Compute the cross entropy of a binary task, or the Tweedie deviance of an amount.
 
     The deviance (Jorgensen, 1987) has a log link and leaves out a constant.
@@ -108,13 +110,14 @@ def task_loss(logits: Tensor, targets: Tensor, mean: float) -> Tensor:
     Args:
         logits: Logits of a label, or logs of amounts divided by ``mean``, float32 [B].
         targets: Labels or amounts, float32 [B].
+        weights: Weights of the rows, float32 [B].
         mean: Mean of the amounts; 0 for a binary task.
 
     Returns:
-        Mean loss, float32 [].
+        Weighted mean loss, float32 [].
     """
     if mean == 0:
-        return binary_cross_entropy_with_logits(logits, targets)
+        return binary_cross_entropy_with_logits(logits, targets, weights)
     p, amounts = TWEEDIE_POWER, targets / mean
     deviance = ((2 - p) * logits).exp() / (2 - p) - amounts * ((1 - p) * logits).exp() / (1 - p)
-    return deviance.mean()
+    return (weights * deviance).mean()
