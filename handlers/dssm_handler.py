@@ -7,11 +7,12 @@ from typing import Any, ClassVar
 import torch
 
 from handlers.base import CHUNK_ROWS, Predictions, Vectors
+from handlers.feature import Feature
 from handlers.models.dssm import ARCH_VERSION, META_FILE, WEIGHTS_FILE, FeatureDSSM, TextDSSM
 from handlers.models.text import TokenBags, buckets, search_terms
 from handlers.models.weights import load_network
 from handlers.request_rows import QUERY_FEATURES_KEY
-from handlers.schema import Feature, FeatureSchema, read_vocabularies
+from handlers.schema import FeatureSchema, read_vocabularies
 from handlers.values import to_text
 from handlers.wrapped_rows import WrappedRowsHandler
 

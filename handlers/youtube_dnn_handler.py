@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from handlers.base import Predictions, Vectors
+from handlers.feature import OOV_INDEX
 from handlers.histories import ItemHistories
 from handlers.models.weights import load_network
 from handlers.models.youtube_dnn import ARCH_VERSION, META_FILE, WEIGHTS_FILE, YouTubeDNN
 from handlers.request_rows import HISTORY_KEY, USER_FEATURES_KEY
-from handlers.schema import OOV_INDEX, FeatureSchema, read_vocabularies
+from handlers.schema import FeatureSchema, read_vocabularies
 from handlers.values import Id
 from handlers.wrapped_rows import WrappedRowsHandler
 

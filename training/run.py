@@ -106,11 +106,6 @@ def load_script(name: str) -> TrainingScript:
     return cast(TrainingScript, module)
 
 
-def split_names(text: str) -> list[str]:
-    """Split the value of a flag, such as ``a,b,c``."""
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 @contextmanager
 def writing_artifacts(
     meta_file: str,

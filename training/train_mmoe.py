@@ -18,6 +18,7 @@ from handlers.schema import Matrix
 from training import run
 from training.bounds import Count, Dropout, EmbeddingDim, Weights, Widths
 from training.data import validation
+from training.data.feature_flags import split_names
 from training.data.sources import DataError
 from training.engine.fit import FitConfig, fit, predict
 from training.engine.worker import seed_everything
@@ -64,7 +65,7 @@ class Config(RankingConfig, FitConfig):
     @property
     def weights(self) -> tuple[float, ...]:
         """Weight of each task's loss, T."""
-        n_tasks = len(run.split_names(self.tasks))
+        n_tasks = len(split_names(self.tasks))
         if self.task_weights == DEFAULT_WEIGHTS and n_tasks != len(DEFAULT_WEIGHTS):
             return (1.0,) * n_tasks
         return self.task_weights
@@ -76,7 +77,7 @@ def evaluation(config: Config, columns: Sequence[str] = ()) -> MultiTaskEvaluati
     Raises:
         DataError: If the flags or the data are unusable.
     """
-    targets, tasks = run.split_names(config.targets), run.split_names(config.tasks)
+    targets, tasks = split_names(config.targets), split_names(config.tasks)
     if not len(targets) == len(tasks) == len(config.weights):
         raise DataError(
             "--targets, --tasks and --task-weights: expected the same number of each, got "
@@ -91,7 +92,7 @@ def train(config: Config) -> Path:
     """Train, report and write the artifacts; return their folder."""
     test = evaluation(config)
     data, tasks, means = test.data, test.tasks, test.means
-    targets = run.split_names(config.targets)
+    targets = split_names(config.targets)
     statistics = validation.check(test.train_frame, targets, config)
     network, history = _fit(config, data, means, range(len(tasks)))
     scores = _expected(network, data.test)

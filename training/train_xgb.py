@@ -12,7 +12,7 @@ import xgboost as xgb
 from pydantic import Field
 from rich.console import Console
 
-from handlers.models.xgb import ARCH_VERSION, BOOSTER_FILE, META_FILE, TreeInputs
+from handlers.models.xgb import ARCH_VERSION, BOOSTER_FILE, META_FILE
 from handlers.schema import Matrix
 from training import run
 from training.bounds import Count, LearningRate, Weight
@@ -81,8 +81,7 @@ def train(config: Config) -> Path:
     statistics = validation.check(test.train_frame, [config.label], config)
     data = test.data
     labels = {split: targets[:, 0] for split, targets in data.targets.items()}
-    encodings, encoded = fit_target_encodings(data.schema, data.train, labels["train"], config.seed)
-    inputs = TreeInputs(encodings)
+    inputs, encoded = fit_target_encodings(data.schema, data.train, labels["train"], config.seed)
     if config.normalize:
         inputs.mean = np.nanmean(encoded, axis=0)
         inputs.std = np.nanstd(encoded, axis=0).clip(1e-6)

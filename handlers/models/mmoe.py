@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from handlers.feature import Cardinality
 from handlers.models.layers import FeatureInputs, RankingNetwork, feed_forward
 
 ARCH_VERSION = 2
@@ -27,7 +28,7 @@ class MMoE(RankingNetwork):
     """Experts that all tasks share, and for each task a gate that weights them and a tower.
 
     Args:
-        cardinalities: For each matrix column, the number of indices of a category, 0 for a number.
+        cardinalities: As for :class:`handlers.models.layers.FeatureInputs`.
         target_means: For each task, the mean of its amounts in training, or 0 if it is binary.
         embedding_dim: Width of an embedding.
         n_experts: E.
@@ -41,7 +42,7 @@ class MMoE(RankingNetwork):
 
     def __init__(
         self,
-        cardinalities: Sequence[int],
+        cardinalities: Sequence[Cardinality],
         target_means: Sequence[float],
         embedding_dim: int = 8,
         n_experts: int = 3,
@@ -59,7 +60,7 @@ class MMoE(RankingNetwork):
             "tower_hidden": list(tower_hidden),
             "dropout": dropout,
         }
-        self.inputs = FeatureInputs(list(cardinalities), embedding_dim)
+        self.inputs = FeatureInputs(cardinalities, embedding_dim)
         n_in = len(self.inputs.numbers) + self.inputs.n_fields * embedding_dim
         self.experts = nn.ModuleList(
             feed_forward(n_in, expert_hidden, dropout) for _ in range(n_experts)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from handlers.feature import OOV_INDEX
 from handlers.models.layers import RankingNetwork
-from handlers.schema import OOV_INDEX
 from training.bounds import Count, LearningRate, Seed, Weight
 from training.engine.launch import run_loop
 from training.engine.worker import EngineConfig, Step, TrainingError, Worker

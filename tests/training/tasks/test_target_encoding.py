@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from handlers.feature import FIRST_TOKEN_INDEX, OOV_INDEX, Feature
 from handlers.models.xgb import TreeInputs
-from handlers.schema import FIRST_TOKEN_INDEX, OOV_INDEX, Feature, FeatureSchema
+from handlers.schema import FeatureSchema
 from training.metrics.ranking import auc
 from training.tasks.ranking.target_encoding import PRIOR_ROWS, fit_target_encodings
 
@@ -27,14 +28,13 @@ NOISE = RNG.integers(2, size=2_000).astype(np.float32)
 
 
 def test_training_matrix_does_not_leak_the_labels() -> None:
-    encodings, encoded = fit_target_encodings(SCHEMA, MATRIX, NOISE, seed=0)
-    assert auc(NOISE, TreeInputs(encodings)(MATRIX)[:, 1]) > 0.7  # in-fold means leak
+    inputs, encoded = fit_target_encodings(SCHEMA, MATRIX, NOISE, seed=0)
+    assert auc(NOISE, inputs(MATRIX)[:, 1]) > 0.7  # in-fold means leak
     assert auc(NOISE, encoded[:, 1]) == pytest.approx(0.5, abs=0.03)
 
 
 def test_category_becomes_its_smoothed_mean_and_row_count(tmp_path: Path) -> None:
-    encodings, encoded = fit_target_encodings(SCHEMA, MATRIX, NOISE, seed=0)
-    inputs = TreeInputs(encodings)
+    inputs, encoded = fit_target_encodings(SCHEMA, MATRIX, NOISE, seed=0)
     inputs.save(tmp_path, SCHEMA)
     item = MATRIX[0, 1]
     seen = NOISE[MATRIX[:, 1] == item]
@@ -50,19 +50,19 @@ def test_category_becomes_its_smoothed_mean_and_row_count(tmp_path: Path) -> Non
 def test_one_positive_label_is_enough(n_rows: int) -> None:
     labels = np.zeros(n_rows, dtype=np.float32)
     labels[1] = 1.0
-    encodings, encoded = fit_target_encodings(SCHEMA, MATRIX[:n_rows], labels, seed=0)
-    assert encodings[1].dtype == encoded.dtype == np.float32
-    assert encodings[1].shape == (N_IDS + FIRST_TOKEN_INDEX, 2)
-    assert encodings[1][:, 1].sum() == n_rows
+    inputs, encoded = fit_target_encodings(SCHEMA, MATRIX[:n_rows], labels, seed=0)
+    assert inputs.encodings[1].dtype == encoded.dtype == np.float32
+    assert inputs.encodings[1].shape == (N_IDS + FIRST_TOKEN_INDEX, 2)
+    assert inputs.encodings[1][:, 1].sum() == n_rows
     assert encoded.shape == (n_rows, 3)
     assert np.isfinite(encoded).all()
 
 
 def test_matrix_without_categories_stays_as_it_is() -> None:
-    encodings, encoded = fit_target_encodings(
+    inputs, encoded = fit_target_encodings(
         FeatureSchema([Feature("price")]), MATRIX[:, :1], NOISE, seed=0
     )
-    assert encodings == {}
+    assert inputs.encodings == {}
     assert np.array_equal(encoded, MATRIX[:, :1])
 
 

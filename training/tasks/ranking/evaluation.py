@@ -14,7 +14,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from handlers.models.xgb import TreeInputs
 from training.evaluation import ALL, ArchiveOutput, Evaluation, Results, Rows
 from training.golden import request_rows
 from training.metrics.ranking import ranking_report
@@ -72,7 +71,7 @@ class RankingEvaluation(Evaluation):
             Probabilities or amounts, [B].
         """
         targets = self.data.targets["train"]
-        encodings, encoded = fit_target_encodings(
+        inputs, encoded = fit_target_encodings(
             self.data.schema, self.data.train, targets[:, 0], self.seed
         )
         pipeline = make_pipeline(StandardScaler(), model)
@@ -82,7 +81,7 @@ class RankingEvaluation(Evaluation):
             targets[:, task],
             **{f"{name}__sample_weight": self.data.weights["train"]},
         )
-        test = np.nan_to_num(TreeInputs(encodings)(self.data.test))
+        test = np.nan_to_num(inputs(self.data.test))
         scores: Results = (
             pipeline.predict_proba(test)[:, 1] if is_classifier(model) else pipeline.predict(test)
         )

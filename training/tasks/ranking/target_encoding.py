@@ -5,7 +5,7 @@ import numpy.typing as npt
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import TargetEncoder
 
-from handlers.models.xgb import TreeInputs
+from handlers.models.xgb import HotList, TreeInputs
 from handlers.schema import FeatureSchema, Matrix
 
 N_FOLDS = 10
@@ -17,7 +17,7 @@ Vector = npt.NDArray[np.float32]
 
 def fit_target_encodings(
     schema: FeatureSchema, matrix: Matrix, labels: Vector, seed: int
-) -> tuple[dict[int, Matrix], Matrix]:
+) -> tuple[TreeInputs, Matrix]:
     """Learn an encoding of each category column.
 
     Args:
@@ -27,13 +27,13 @@ def fit_target_encodings(
         seed: Seed of the folds.
 
     Returns:
-        The encodings of :class:`handlers.models.xgb.TreeInputs`, by category column float32
-        [cardinality, 2], for rows that training has not seen; and the training matrix with each
-        row's means learned from the other folds only, float32 [B, C + K].
+        The inputs, with encodings for rows that training has not seen; and the training matrix
+        with each row's means learned from the other folds only, float32 [B, C + K].
     """
-    cardinalities = {column: n for column, n in enumerate(schema.cardinalities) if n}
+    cardinalities, lists = schema.category_columns, HotList.all_of(schema)
     if not cardinalities:
-        return {}, matrix
+        inputs = TreeInputs(lists=lists)
+        return inputs, inputs(matrix)
     columns = list(cardinalities)
     indices = matrix[:, columns].astype(np.int64)  # [B, K]
     encoder = TargetEncoder(
@@ -50,6 +50,7 @@ def fit_target_encodings(
         )
         for column, means, index in zip(columns, encoder.encodings_, indices.T, strict=True)
     }
-    encoded = TreeInputs(encodings)(matrix)
+    inputs = TreeInputs(encodings, lists)
+    encoded = inputs(matrix)
     encoded[:, columns] = held_out_means
-    return encodings, encoded
+    return inputs, encoded
