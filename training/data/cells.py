@@ -168,10 +168,9 @@ class ListReader:
             return tokens, WrongCell(rows[wrong.row].as_py(), wrong.problem)
         present = tokens.is_valid()
         lengths = np.bincount(rows.filter(present), minlength=len(column))
-        lists = pa.LargeListArray.from_arrays(
-            np.concatenate([[0], lengths.cumsum()]), tokens.drop_null()
-        )
-        joined = pc.binary_join(lists, LIST_SEPARATOR)
+        ends = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
+        lists = pa.ListArray.from_arrays(ends, tokens.drop_null())
+        joined = pc.binary_join(lists, pa.scalar(LIST_SEPARATOR, tokens.type))
         return pc.if_else(pa.array(lengths > 0), joined, pa.scalar(None, joined.type)), None
 
 
