@@ -26,13 +26,14 @@ from training.metrics.curves import save_curves
 from training.metrics.ranking import Array
 from training.metrics.tables import metric_table
 from training.tasks.ranking.data import RankingConfig, RankingData, load_ranking_data
+from training.tasks.ranking.embeddings import EmbeddingFlags
 from training.tasks.ranking.multi_task import MultiTaskEvaluation, task_loss
 
 DEFAULT_WEIGHTS = (1.0, 0.3, 0.2)
 
 
 @dataclass(frozen=True)
-class Config(RankingConfig, FitConfig):
+class Config(RankingConfig, EmbeddingFlags, FitConfig):
     """Train one network for clicks, watch time and sales.
 
     A target that holds only 0 and 1 is a binary task; any other is an amount of 0 or more.
@@ -144,7 +145,9 @@ def _fit(
         config.expert_hidden,
         config.tower_hidden,
         config.dropout,
+        **config.input_options(data.schema),
     )
+    config.set_pretrained(network.inputs, data.schema)
 
     def loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         losses = [

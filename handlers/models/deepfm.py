@@ -9,6 +9,7 @@ Shapes: B instances, C matrix columns, F fields, D embedding dim.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ class DeepFM(RankingNetwork):
         embedding_dim: D, shared by the factorization machine and the deep part.
         hidden: Widths of the deep part.
         dropout: Share of hidden units dropped in training.
+        inputs: Further arguments of :class:`handlers.models.layers.FeatureInputs`.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class DeepFM(RankingNetwork):
         embedding_dim: int = 16,
         hidden: Sequence[int] = (64, 32),
         dropout: float = 0.0,
+        **inputs: Any,
     ) -> None:
         super().__init__()
         self.config = {
@@ -45,8 +48,9 @@ class DeepFM(RankingNetwork):
             "embedding_dim": embedding_dim,
             "hidden": list(hidden),
             "dropout": dropout,
+            **inputs,
         }
-        self.inputs = FeatureInputs(cardinalities, embedding_dim)
+        self.inputs = FeatureInputs(cardinalities, embedding_dim, **inputs)
         n_numbers, n_fields = len(self.inputs.numbers), self.inputs.n_fields
         self.linear = nn.Linear(n_numbers + n_fields * embedding_dim, 1)
         self.deep = feed_forward(n_numbers + n_fields * embedding_dim, hidden, dropout)

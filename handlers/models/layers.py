@@ -197,7 +197,7 @@ class FeatureInputs(nn.Module):
         parts = embedded.split([len(self.numbers), len(self.categories)], dim=1)
         fields = [torch.addcmul(parts[0], z.unsqueeze(2), self.value_embedding), parts[1]]
         if self.pretrained:
-            fields[1] = fields[1] + self._pretrained_vectors(categories)
+            fields[1] = self._with_pretrained(fields[1], categories)
         fields += [self._pooled(part, matrix).unsqueeze(1) for part in self.lists]
         return z, torch.cat(fields, dim=1)
 
@@ -225,16 +225,12 @@ class FeatureInputs(nn.Module):
         is_item = matrix[:, self.histories[0].columns] != MISSING_INDEX
         return torch.cat(items, dim=2), torch.cat(targets, dim=1), is_item
 
-    def _pretrained_vectors(self, categories: Tensor) -> Tensor:
-        """Return the projected vectors of all categories, 0 for those without, [B, K, D]."""
-        empty = categories.new_zeros((len(categories), self.embedding.embedding_dim)).float()
-        return torch.stack(
-            [
-                self.pretrained[str(k)](categories[:, k]) if str(k) in self.pretrained else empty
-                for k in range(len(self.categories))
-            ],
-            dim=1,
-        )
+    def _with_pretrained(self, vectors: Tensor, categories: Tensor) -> Tensor:
+        """Add the projected vectors of the categories that have some, float32 [B, K, D]."""
+        columns = list(vectors.unbind(dim=1))
+        for key, table in self.pretrained.items():
+            columns[int(key)] = columns[int(key)] + table(categories[:, int(key)])
+        return torch.stack(columns, dim=1)
 
     def _pooled(self, part: ListColumns, matrix: Tensor) -> Tensor:
         index = matrix[:, part.columns].long() + part.offset

@@ -9,6 +9,7 @@ Shapes: B instances, C matrix columns, E experts, H expert width, T tasks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ class MMoE(RankingNetwork):
         expert_hidden: Widths of an expert's layers; the last is H.
         tower_hidden: Widths of a tower's hidden layers.
         dropout: Share of hidden units dropped in training.
+        inputs: Further arguments of :class:`handlers.models.layers.FeatureInputs`.
     """
 
     is_amount: Tensor
@@ -49,6 +51,7 @@ class MMoE(RankingNetwork):
         expert_hidden: Sequence[int] = (32,),
         tower_hidden: Sequence[int] = (16,),
         dropout: float = 0.0,
+        **inputs: Any,
     ) -> None:
         super().__init__()
         self.config = {
@@ -59,8 +62,9 @@ class MMoE(RankingNetwork):
             "expert_hidden": list(expert_hidden),
             "tower_hidden": list(tower_hidden),
             "dropout": dropout,
+            **inputs,
         }
-        self.inputs = FeatureInputs(cardinalities, embedding_dim)
+        self.inputs = FeatureInputs(cardinalities, embedding_dim, **inputs)
         n_in = len(self.inputs.numbers) + self.inputs.n_fields * embedding_dim
         self.experts = nn.ModuleList(
             feed_forward(n_in, expert_hidden, dropout) for _ in range(n_experts)

@@ -145,11 +145,13 @@ def _list_counts(cells: pd.Series) -> pd.Series[int]:
 
 
 def _with_vocabulary(draft: Feature, counts: pd.Series[int]) -> Feature:
-    """Return a category with its frequent tokens, or with hashes if they are too many."""
+    """Return a category with its frequent and its drafted tokens; with hashes if too many."""
     if draft.hash_buckets:
         return draft
-    kept = counts[counts >= MIN_TOKEN_COUNT]
-    if len(kept) > MAX_VOCABULARY:
+    always = [token for token in draft.vocabulary if token not in counts.index]
+    counts = pd.concat([counts, pd.Series(0, index=pd.Index(always, dtype=counts.index.dtype))])
+    kept = counts[(counts >= MIN_TOKEN_COUNT) | counts.index.isin(draft.vocabulary)]
+    if len(kept) > MAX_VOCABULARY and not draft.vocabulary:
         return replace(draft, hash_buckets=HASH_BUCKETS)
     # Most frequent first, ties sorted by token: the same data gives the same indices.
     ordered = pd.DataFrame({"token": kept.index, "n": kept.to_numpy()})
