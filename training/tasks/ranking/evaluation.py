@@ -20,6 +20,8 @@ from training.metrics.ranking import ranking_report
 from training.tasks.ranking.data import RankingData
 from training.tasks.ranking.target_encoding import fit_target_encodings
 
+MAX_LINEAR_ROWS = 500_000
+
 
 class RankingEvaluation(Evaluation):
     """Evaluates one label; the results are click probabilities, [B].
@@ -63,6 +65,8 @@ class RankingEvaluation(Evaluation):
     def linear_baseline(self, model: Any, task: int = 0) -> Results:
         """Fit a linear model to one target and predict the test split.
 
+        It is fitted to half a million rows at most: more take more memory than training itself.
+
         Args:
             model: A classifier or regressor of scikit-learn.
             task: Position of the target.
@@ -70,16 +74,17 @@ class RankingEvaluation(Evaluation):
         Returns:
             Probabilities or amounts, [B].
         """
-        targets = self.data.targets["train"]
+        step = -(-len(self.data.train) // MAX_LINEAR_ROWS)
+        targets = self.data.targets["train"][::step]
         inputs, encoded = fit_target_encodings(
-            self.data.schema, self.data.train, targets[:, 0], self.seed
+            self.data.schema, self.data.train[::step], targets[:, 0], self.seed
         )
         pipeline = make_pipeline(StandardScaler(), model)
         name = pipeline.steps[-1][0]
         pipeline.fit(
             np.nan_to_num(encoded),
             targets[:, task],
-            **{f"{name}__sample_weight": self.data.weights["train"]},
+            **{f"{name}__sample_weight": self.data.weights["train"][::step]},
         )
         test = np.nan_to_num(inputs(self.data.test))
         scores: Results = (
