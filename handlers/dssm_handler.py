@@ -71,7 +71,7 @@ class DSSMHandler(WrappedRowsHandler):
 
     def _matrix(self, queries: list[tuple[Any, ...]]) -> torch.Tensor:
         """Encode queries that are features, float32 [B, C]."""
-        raw = self.schema.raw_matrix(queries)
+        raw = self.schema.raw_matrix(queries, self.counts)
         return torch.from_numpy(self.schema.matrix(raw, self.counts)).to(self.device)
 
     def _texts(self, queries: list[tuple[Any, ...]]) -> TokenBags:

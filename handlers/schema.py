@@ -205,7 +205,15 @@ class FeatureSchema:
         return self.row_struct(forbid_unknown) | vector
 
     def raw_matrix(self, rows: Sequence[Any], counts: FeatureCounts | None = None) -> RawMatrix:
-        """Convert rows of :meth:`row_type` as :meth:`raw_columns` does, float64 [B, C]."""
+        """Convert rows of :meth:`row_type` as :meth:`raw_columns` does, float64 [B, C].
+
+        Args:
+            rows: The rows.
+            counts: Gets the numbers of truncated lists.
+
+        Raises:
+            RowError: If a value cannot be encoded.
+        """
         values = [row if type(row) is tuple else astuple(row) for row in rows]
         if any(f.kind != "number" for f in self.features):
             columns = dict(zip(self.names, zip(*values, strict=True), strict=True))

@@ -45,8 +45,9 @@ class YouTubeDNNHandler(WrappedRowsHandler):
     @torch.inference_mode()
     def predict(self, rows: list[Any]) -> Predictions:
         """Compute user embeddings of unit length, float32 [B, D]."""
-        raw = self.schema.raw_matrix(self.feature_values(rows))
-        matrix = self.schema.matrix(raw, self.counts.first(len(self.schema.features)))
+        counts = self.counts.first(len(self.schema.features))
+        raw = self.schema.raw_matrix(self.feature_values(rows), counts)
+        matrix = self.schema.matrix(raw, counts)
         histories = [history or [] for history in self.other_values(rows, HISTORY_KEY)]
         padded = self.histories.padded(histories, self.counts)
         users = torch.from_numpy(matrix).to(self.device)
