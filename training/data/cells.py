@@ -23,7 +23,7 @@ Numbers = npt.NDArray[np.float32]
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 # Words for a missing number, such as NaN and NA.
-_MISSING_WORDS = {word.lower() for word in pyarrow.csv.ConvertOptions().null_values if word}
+MISSING_WORDS = {word.lower() for word in pyarrow.csv.ConvertOptions().null_values if word}
 # Texts, without blanks at their ends, that may not be their own token.
 _RESPELLED = (
     rf"^(?:-0|-?[0-9]*\.[0-9]*(?:[eE][+-]?[0-9]+)?|-?[0-9][eE][+-]?[0-9]+|{TIME_PATTERN}"
@@ -65,7 +65,7 @@ def to_numbers(column: pa.Array) -> tuple[Numbers, WrongCell | None]:
     except pa.ArrowInvalid:  # a text is not a number, or has spaces around it
         text = _without_booleans(column).to_pandas()
         values = pd.to_numeric(text, errors="coerce").to_numpy(np.float64)
-        is_word = text.str.strip().str.lower().isin(_MISSING_WORDS).to_numpy()
+        is_word = text.str.strip().str.lower().isin(MISSING_WORDS).to_numpy()
         junk = present & np.isnan(values) & ~is_word
     wrong = junk | (np.abs(values) > _FLOAT32_MAX)
     if not wrong.any():
