@@ -1,18 +1,16 @@
-"""Propose the command that trains on a file: ``python -m scripts.inspect_data clicks.csv``.
+"""Propose commands that train on a data set: ``python -m scripts.inspect_data clicks.csv``.
 
-It reads a sample of the rows, prints what the columns hold, and a command line for them.
+It reads a sample of the rows, prints what the columns hold, the models that fit, and a request.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import tyro
 from rich import box
@@ -21,16 +19,24 @@ from rich.table import Table
 
 from handlers.errors import UserError
 from training.data.config import DataConfig
-from training.data.inspection import Column, Inspection, inspect
-from training.data.proposal import Proposal, propose
+from training.data.csv_stream import likely_separator
+from training.data.files import File
+from training.data.inspection import commands
+from training.data.inspection.columns import Column
+from training.data.inspection.kinds import inspect
+from training.data.inspection.models import Proposal, propose_models, remarks
+from training.data.inspection.ranking import propose_ranking
+from training.data.sources import DataSet
+from training.tasks.links.data import EDGES_SUFFIXES, LINE_SUFFIXES, SOURCE, TARGET, read_edges
 
-WIDTH = 80
-URL = "http://127.0.0.1:8080/predictions/deepfm"
+INTERRUPTED = 130
+# Flags of the data that no training run needs.
+_NOT_SHOWN = ("strict", "extra_columns")
 
 
 @dataclass(frozen=True)
 class Config(DataConfig):
-    """Print what the columns of a data set hold, and a command line that trains on them.
+    """Print what the columns of a data set hold, and commands that train on them.
 
     Attributes:
         data_path: A file, a folder, a pattern, or the s3:// URL of one.
@@ -39,32 +45,20 @@ class Config(DataConfig):
     data_path: tyro.conf.Positional[str | None] = None
 
 
-def table(inspection: Inspection, proposal: Proposal) -> Table:
-    """Lay out the columns and their use, at most 80 columns wide."""
-    shown = Table(box=box.SIMPLE_HEAD, width=WIDTH, pad_edge=False)
-    shown.add_column("column", overflow="fold", ratio=3)
-    shown.add_column("type", no_wrap=True)
-    shown.add_column("distinct", justify="right", no_wrap=True)
-    shown.add_column("missing", justify="right", no_wrap=True)
-    shown.add_column("example", no_wrap=True, overflow="ellipsis", ratio=3)
-    shown.add_column("use", no_wrap=True)
-    for c in inspection.columns:
-        missing = f"{c.missing:.1%}" if c.missing else ""
-        example = "" if c.first is None else json.dumps(c.first, ensure_ascii=False, default=str)
-        shown.add_row(c.name, c.kind, f"{c.distinct:,}", missing, example, _use(c, proposal))
-    return shown
+def find_data(config: Config) -> tuple[Config, DataSet]:
+    """Find the data and, where no flag names it, the separator of its cells.
 
-
-def _use(column: Column, proposal: Proposal) -> str:
-    uses = {
-        "label": [proposal.label],
-        "target": proposal.targets,
-        "category": proposal.categorical,
-        "number": proposal.features,
-        "list": proposal.lists,
-        "time": proposal.times,
-    }
-    return next((use for use, columns in uses.items() if column in columns), "")
+    Raises:
+        UserError: If there is no data.
+        OSError: If it cannot be read.
+    """
+    data = config.data(Path(), suffixes=EDGES_SUFFIXES)
+    first = data.table[0]
+    if isinstance(first, File) and not config.separator and first.path.endswith(commands.CSV):
+        header = first.columns()
+        if len(header) == 1 and (separator := likely_separator(header[0])):
+            return find_data(replace(config, separator="tab" if separator == "\t" else separator))
+    return config, data
 
 
 def source_flags(config: DataConfig) -> list[list[str]]:
@@ -73,7 +67,7 @@ def source_flags(config: DataConfig) -> list[list[str]]:
     public = config.public()
     for f in fields(DataConfig):
         value = public.get(f.name)
-        if value is None or value == f.default or f.name in ("strict", "extra_columns"):
+        if value is None or value == f.default or f.name in _NOT_SHOWN:
             continue
         name = f.name.replace("_", "-")
         if config.data_source == "mysql":
@@ -82,88 +76,87 @@ def source_flags(config: DataConfig) -> list[list[str]]:
     return flags
 
 
-def train_command(model: str, flags: Sequence[Sequence[str]]) -> str:
-    """Return a command for bash that trains a model, with a flag on each line."""
-    lines = [" ".join(map(_quote, flag)) for flag in flags]
-    # make expands $, and hands the rest to sh.
-    arguments = " \\\n    ".join(lines).replace("$", "$$").replace("'", "'\\''")
-    return f"make train MODEL={model} ARGS='{arguments}'"
+def columns_table(columns: Sequence[Column], uses: Mapping[str, str]) -> Table:
+    """Lay out the columns and their use, at most 80 columns wide."""
+    shown = Table(box=box.SIMPLE_HEAD, width=commands.WIDTH, pad_edge=False)
+    shown.add_column("column", overflow="fold", ratio=3)
+    shown.add_column("type", no_wrap=True)
+    shown.add_column("distinct", justify="right", no_wrap=True)
+    shown.add_column("missing", justify="right", no_wrap=True)
+    shown.add_column("example", no_wrap=True, overflow="ellipsis", ratio=3)
+    shown.add_column("use", no_wrap=True)
+    for c in columns:
+        missing = f"{c.missing:.1%}" if c.missing else ""
+        example = "" if c.first is None else json.dumps(c.first, ensure_ascii=False, default=str)
+        shown.add_row(c.name, c.kind, f"{c.distinct:,}", missing, example, uses.get(c.name, ""))
+    return shown
 
 
-def _quote(word: str) -> str:
-    if re.fullmatch(r"[\w@%+=:,./-]+", word):
-        return word
-    return '"' + re.sub(r'([\\"$`])', r"\\\1", word) + '"'
+def left_out_table(left_out: dict[str, str]) -> Table:
+    """Lay out why columns are left out, at most 80 columns wide."""
+    shown = Table("left out", "because", box=box.SIMPLE_HEAD, width=commands.WIDTH, pad_edge=False)
+    shown.columns[0].overflow = "fold"
+    for name, reason in left_out.items():
+        shown.add_row(name, reason)
+    return shown
 
 
-def request(proposal: Proposal) -> str:
-    """Return a command for bash that asks for the prediction of the first row."""
-    items = []
-    for column in [*proposal.features, *proposal.lists, *proposal.times]:
-        value = _request_value(column, column in proposal.categorical)
-        if value is not None:
-            items.append(f"{_json(column.name)}: {_json(value)}")
-    lines = ['  -d \'{"data": [{']
-    for i, item in enumerate(items):
-        text = item + (", " if i + 1 < len(items) else "}]}' \\")
-        if len(lines[-1] + text.rstrip()) > WIDTH:
-            lines[-1] = lines[-1].rstrip()
-            lines.append("    ")
-        lines[-1] += text
-    body = "\n".join(lines) if items else "  -d '{\"data\": [{}]}' \\"
-    return f"curl -H 'Content-Type: application/json' \\\n{body}\n  {URL}"
+def _fill(text: str, indent: str = "") -> str:
+    return textwrap.fill(
+        text,
+        commands.WIDTH,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
-def _request_value(column: Column, is_category: bool) -> Any:
-    value = column.head
-    if column.kind == "list" and column.separator and value is not None:
-        return [part.strip() for part in value.split(column.separator) if part.strip()]
-    if column.kind == "number" and not is_category and value is not None:
-        return float(value) if isinstance(value, str) else value
-    return value
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False).replace("'", "\\u0027")
-
-
-def remarks(proposal: Proposal) -> Iterator[str]:
-    """Yield what else to know."""
-    yield from proposal.notes
-    if names := proposal.text_only:
-        yield (
-            "A client that sends numbers only, such as map[string]float64 of Go, cannot send "
-            f"{', '.join(names)}: add --hash-ids, which takes integers for texts, or write integer "
-            "ids below 2^53."
-        )
-    if proposal.lists:
-        names = [c.name for c in proposal.lists]
-        yield f"Nor can it send lists: {', '.join(names)} take map[string]any."
-
-
-def report(config: DataConfig, inspection: Inspection) -> Iterator[Table | str]:
+def report(config: Config) -> Iterator[Table | str]:
     """Yield what to print."""
-    proposal = propose(inspection)
-    data = config.data(Path())
-    part = "all" if inspection.is_all else "a sample of"
-    yield f"{data.name}: {part} {inspection.rows:,} rows"
-    yield table(inspection, proposal)
-    if proposal.left_out:
-        reasons = Table("left out", "because", box=box.SIMPLE_HEAD, width=WIDTH, pad_edge=False)
-        reasons.columns[0].overflow = "fold"
-        for name, why in proposal.left_out.items():
-            reasons.add_row(name, why)
-        yield reasons
-    for remark in remarks(proposal):
-        yield textwrap.fill(f"* {remark}", WIDTH, subsequent_indent="  ", break_long_words=False)
+    config, data = find_data(config)
     source = source_flags(config)
-    yield "\nTo train (xgb takes the same flags):\n"
-    yield train_command("deepfm", [*source, *proposal.flags()])
-    if proposal.targets:
-        yield f"\nTo predict {', '.join(c.name for c in proposal.targets)} too:\n"
-        yield train_command("mmoe", [*source, *proposal.flags(multi_task=True)])
-    yield "\nTo ask for a prediction, after `make archive MODEL=deepfm` and `make serve`:\n"
-    yield request(proposal)
+    if isinstance(first := data.table[0], File) and first.path.endswith(LINE_SUFFIXES):
+        yield from _report_edges(data, source)
+        return
+    inspection = inspect(data)
+    ranking = propose_ranking(inspection)
+    proposals = propose_models(inspection, ranking)
+    part = "all" if inspection.is_all else "the first"
+    yield f"{data.name}: {part} {inspection.rows:,} rows"
+    yield columns_table(inspection.columns, proposals[0].uses if proposals else {})
+    used = {name for p in proposals for name in p.uses}
+    if left_out := {name: why for name, why in ranking.left_out.items() if name not in used}:
+        yield left_out_table(left_out)
+    for remark in remarks(inspection, ranking, proposals):
+        yield _fill(f"* {remark}", "  ")
+    labeled = None
+    for p in proposals:
+        if p.needs_label and labeled is None and ranking.label:
+            step = commands.label_step(ranking.label, data)
+            labeled = [["--data-path", step.path]] if step.path else source
+            yield "\n" + _fill(f"To {p.goal}, first {step.task}:") + f"\n\n{step.command}\n"
+        else:
+            yield f"\nTo {p.goal}:\n"
+        yield commands.train(p.model, [*(labeled or source), *p.flags])
+    if proposals:
+        yield from _request(proposals[0])
+
+
+def _request(proposal: Proposal) -> Iterator[str]:
+    made = f"`make archive MODEL={proposal.model}`"
+    yield f"\nAfter {made} and `make serve`, ask for a prediction:\n"
+    yield commands.request(proposal.model, proposal.row)
+
+
+def _report_edges(data: DataSet, source: list[list[str]]) -> Iterator[str]:
+    edges = read_edges(data)
+    nodes = len(set(edges[SOURCE]) | set(edges[TARGET]))
+    yield f"{data.name}: {len(edges):,} edges between {nodes:,} nodes"
+    row = {"user_id": edges[SOURCE][0], "top_k": 20}
+    proposal = Proposal("graph_recall", "find the nearest nodes of a node", [], row, {})
+    yield f"\nTo {proposal.goal}:\n"
+    yield commands.train(proposal.model, source)
+    yield from _request(proposal)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -173,14 +166,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if config.uses_default_data:
             raise UserError("expected a file or --data-source; try: make inspect DATA=clicks.csv")
-        for part in report(config, inspect(config.data(Path()))):
+        for part in report(config):
             console.print(part)
     except (UserError, OSError) as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     return 0
 
 

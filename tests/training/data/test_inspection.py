@@ -13,7 +13,8 @@ import pyarrow as pa
 import pytest
 
 from training.data import files
-from training.data.inspection import Column, Inspection, describe, inspect, names_id, words
+from training.data.inspection.columns import Column, Inspection, names_id, words
+from training.data.inspection.kinds import describe, inspect
 from training.data.sources import DataError
 
 SNOWFLAKE = 7_234_567_890_123_456_789

@@ -11,8 +11,8 @@ The rules, in the order in which they apply; blank cells are missing:
 - integer id: integers whose name ends in one of ``ID_WORDS`` or ``ENTITIES``, or all of which have
   10 digits or more, as no quantity has. Leading zeros make text of a number: 02134 is a code.
 - number: numbers, and words for a missing one such as NaN.
-- text: more than half of the cells have a value of their own, and the name is not that of an id;
-  too few rows share a value to learn anything about it.
+- text: more than half of the cells have a value of their own, and they are of several words or the
+  name is not that of an id; too few rows share a value to learn anything about it.
 - category: any other text.
 - other: what no feature can hold, such as structs, vectors, and text of lists in brackets.
 """
@@ -20,9 +20,8 @@ The rules, in the order in which they apply; blank cells are missing:
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,22 +31,19 @@ import pyarrow.compute as pc
 
 from handlers.values import MAX_EXACT, TIME_PATTERN
 from training.data.cells import MISSING_WORDS
-from training.data.sampling import SAMPLE_ROWS, first_rows, is_list
+from training.data.inspection.columns import (
+    Codes,
+    Column,
+    Inspection,
+    Kind,
+    Values,
+    names_id,
+    words,
+)
+from training.data.inspection.sampling import SAMPLE_ROWS, first_rows, is_list
 from training.data.sources import DataSet
 
-Kind = Literal[
-    "list", "constant", "boolean", "time", "integer id", "number", "text", "category", "other"
-]
-Codes = npt.NDArray[np.int64]
-Values = npt.NDArray[np.float64]
-
 SEPARATORS = "|;,^"
-ID_WORDS = {"id", "ids", "uid", "uuid", "guid", "code", "zip", "zipcode", "postcode", "sku", "key"}
-ENTITIES = {
-    *("user", "member", "customer", "visitor", "author", "session", "device"),
-    *("item", "product", "goods", "shop", "store", "brand", "category", "cate"),
-    *("ad", "campaign", "creative", "video", "movie", "song", "news", "article", "query", "doc"),
-}
 TIME_WORDS = {
     *("time", "timestamp", "ts", "date", "datetime", "day", "dt"),
     *("at", "created", "updated", "published"),
@@ -58,77 +54,17 @@ _UNITS = (1, 10**3, 10**6, 10**9)
 _LEAST_ID_OF_SIZE = 10**9
 # Least share of the distinct texts that a separator is in.
 _MIN_LISTS = 0.2
+# Least share of the distinct texts that have several words.
+_MIN_PROSE = 0.5
+_BLANK = r"\S\s+\S"
 # Numbers that are codes, such as 007 and +49.
 _CODE = r"-?0[0-9].*|\+.*"
 # Up to so many texts among at least so many distinct numbers are exceptions, such as "unknown".
 _MAX_EXCEPTIONS, _MIN_NUMBERS = 3, 20
 
 
-@dataclass(frozen=True, eq=False)
-class Column:
-    """A column of the sample.
-
-    Attributes:
-        name: Name in the data.
-        kind: What it holds.
-        distinct: Number of distinct values; of lists, of their elements.
-        codes: The number of each row's value, -1 where it is missing, int64 [rows]; of lists, all
-            present rows have the number 0.
-        first: The first present value as a request spells it, None if there is none.
-        head: The value of the first row, likewise.
-        numbers: The number, or the time in seconds, of each row, NaN where it is missing, float64
-            [rows]; None if the column holds neither.
-        separator: What joins the values of lists that are text.
-        inexact: How many cells are floats beyond 2^53, which cannot hold every digit of an id.
-        exceptions: Texts that keep a column from being numbers, if they are few.
-    """
-
-    name: str
-    kind: Kind
-    distinct: int
-    codes: Codes
-    first: Any
-    head: Any
-    numbers: Values | None = None
-    separator: str = ""
-    inexact: int = 0
-    exceptions: tuple[str, ...] = ()
-
-    @property
-    def present(self) -> npt.NDArray[np.bool_]:
-        """Whether each row has a value, [rows]."""
-        return self.codes >= 0
-
-    @property
-    def missing(self) -> float:
-        """Share of the rows without a value."""
-        return 1 - float(self.present.mean())
-
-    @property
-    def is_unique(self) -> bool:
-        """Whether no value repeats."""
-        return self.distinct == int(self.present.sum())
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What the columns of a data set hold.
-
-    Attributes:
-        columns: The columns, in the order of the data.
-        rows: Number of rows that were read.
-        is_all: Whether these are all rows of the data.
-        is_split: Whether the data comes as train, valid and test split.
-    """
-
-    columns: Sequence[Column]
-    rows: int
-    is_all: bool
-    is_split: bool
-
-
 def inspect(data: DataSet, max_rows: int = SAMPLE_ROWS) -> Inspection:
-    """Describe the columns of :func:`training.data.sampling.first_rows`.
+    """Describe the columns of :func:`training.data.inspection.sampling.first_rows`.
 
     Raises:
         DataError: If the data cannot be read or has no rows, or a column's name repeats.
@@ -156,21 +92,8 @@ def describe(name: str, cells: pa.Array) -> Column:
     return _opaque(name, "other", 0, cells)
 
 
-def words(name: str) -> list[str]:
-    """Split a name into lower-case words: ``eventTime`` and ``event_time`` have two."""
-    found = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_a-zA-Z]+", name)
-    return [word.lower() for word in found]
-
-
-def names_id(name: str) -> bool:
-    """Return whether a name is that of an id, such as item_id, userid, zip or brand."""
-    last = (words(name) or [""])[-1]
-    return last in ID_WORDS | ENTITIES or re.sub("ids?$", "", last) in ENTITIES
-
-
 def _opaque(name: str, kind: Kind, distinct: int, cells: pa.Array) -> Column:
-    codes = np.where(_valid(cells), 0, -1)
-    return Column(name, kind, distinct, codes, _first(cells), cells[0].as_py())
+    return Column(name, kind, distinct, np.where(_valid(cells), 0, -1), _first(cells))
 
 
 def _valid(cells: pa.Array) -> npt.NDArray[np.bool_]:
@@ -207,8 +130,9 @@ def _lists(name: str, cells: pa.Array) -> Column:
 def _numbers(name: str, cells: pa.Array, numeric: pa.Array) -> Column:
     is_float = pa.types.is_floating(cells.type)
     if is_float:
-        is_nan = pc.fill_null(pc.is_nan(cells), True)
-        cells = numeric = pc.if_else(is_nan, pa.scalar(None, cells.type), cells)
+        # Through text, so that the float32 0.1 reads 0.1.
+        cells = cells.cast(pa.string()).cast(pa.float64())
+        cells = numeric = pc.if_else(pc.is_nan(cells), pa.scalar(None, pa.float64()), cells)
     codes, distinct = _encode(numeric)
     values = distinct.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     return Column(
@@ -217,7 +141,6 @@ def _numbers(name: str, cells: pa.Array, numeric: pa.Array) -> Column:
         len(distinct),
         codes,
         _json_number(_first(cells)),
-        _json_number(cells[0].as_py()),
         _by_row(values, codes),
         inexact=int(np.nansum(_by_row((np.abs(values) > MAX_EXACT) & is_float, codes))),
     )
@@ -257,17 +180,15 @@ def _are_days(values: Values) -> bool:
 def _times(name: str, cells: pa.Array) -> Column:
     codes, distinct = _encode(cells)
     times = distinct.cast(pa.timestamp("us", getattr(cells.type, "tz", None)), safe=False)
-    first, head = (
-        None if value is None else value.isoformat() for value in (_first(cells), cells[0].as_py())
-    )
+    first, zone = _first(cells), getattr(cells.type, "tz", None) or ""
     return Column(
         name,
         "time" if len(distinct) > 1 else "constant",
         len(distinct),
         codes,
-        first,
-        head,
+        None if first is None else first.isoformat(),
         _by_row(_seconds(pd.to_datetime(times.to_pandas(), utc=True)), codes),
+        time_zone=zone if "/" in zone else "",
     )
 
 
@@ -280,7 +201,7 @@ def _texts(name: str, cells: pa.Array) -> Column:
     cells = pc.if_else(pc.equal(cells, ""), pa.scalar(None, pa.large_string()), cells)
     codes, distinct = _encode(cells)
     texts = pd.Series(distinct.to_pylist(), dtype=object).str
-    column = Column(name, "category", len(distinct), codes, _first(cells), cells[0].as_py())
+    column = Column(name, "category", len(distinct), codes, _first(cells))
     is_word = texts.lower().isin(MISSING_WORDS).to_numpy()
     numbers = pd.to_numeric(texts.strip().mask(is_word), errors="coerce").to_numpy(np.float64)
     is_number = np.isfinite(numbers) & ~texts.fullmatch(_CODE).to_numpy(bool)
@@ -305,8 +226,10 @@ def _texts(name: str, cells: pa.Array) -> Column:
                 return replace(column, kind="list", distinct=n, separator=separator)
     if len(others) <= _MAX_EXCEPTIONS and is_number.sum() >= _MIN_NUMBERS:
         return replace(column, exceptions=tuple(others))
-    is_text = 2 * len(distinct) > column.present.sum() and not names_id(name)
-    return replace(column, kind="text") if is_text else column
+    is_prose = bool(texts.contains(_BLANK).mean() > _MIN_PROSE)
+    is_rare = 2 * len(distinct) > column.present.sum() and (is_prose or not names_id(name))
+    pair = tuple(distinct.to_pylist()) if len(distinct) == 2 else ()
+    return replace(column, kind="text" if is_rare else "category", pair=pair, is_prose=is_prose)
 
 
 def _numbers_of_texts(column: Column, distinct: pa.Array, numbers: Values) -> Column:
@@ -323,7 +246,6 @@ def _numbers_of_texts(column: Column, distinct: pa.Array, numbers: Values) -> Co
         distinct=int(is_number.sum()),
         codes=codes,
         first=_json_number(_parse(first)),
-        head=None if codes[0] < 0 else _json_number(_parse(column.head)),
         numbers=_by_row(numbers, column.codes),
         inexact=int(np.nansum(inexact)),
     )
