@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # `make train-all archive serve` runs them in this order
-.PHONY: help setup inspect train train-all archive describe index serve stop status evaluate register registry deploy readme test lint format bench soak tune doctor quality lock audit sbom licences clean
+.PHONY: help setup data inspect train train-all archive describe index serve stop status evaluate register registry deploy readme test lint format bench soak tune doctor quality lock audit sbom licences clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv

@@ -19,6 +19,7 @@ from handlers.schema import VOCABULARIES_FILE
 from training import artifacts
 from training.bounds import Seed
 from training.data.config import DataConfig
+from training.data.feature_flags import split_names
 from training.data.sources import DataSet
 from training.engine.launch import read_by_engine, running_engine
 from training.engine.worker import EngineConfig, TrainingError
@@ -54,6 +55,14 @@ class RunConfig(DataConfig, EngineConfig):
     def folder(self) -> Path:
         """Return the folder for the artifacts of the run."""
         return self.artifacts_dir / self.model / self.version
+
+    def default_columns(self, *names: str) -> dict[str, list[str]]:
+        """Return the columns by flag, of those of the fields that have their default value."""
+        return {
+            f"--{f.name.replace('_', '-')}": split_names(str(f.default))
+            for f in fields(self)
+            if f.name in names and getattr(self, f.name) == f.default
+        }
 
     def data(self, *args: Any, **kwargs: Any) -> DataSet:
         """Find the data as :class:`DataConfig` does; the engine reads it."""

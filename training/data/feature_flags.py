@@ -49,6 +49,11 @@ class FeatureFlags:
         """Return the names of the flags that list columns."""
         return ["categorical", "multi", "hash"]
 
+    @classmethod
+    def flags_of_kinds(cls) -> list[str]:
+        """Return the flags that say what kind of values a column holds."""
+        return [f"--{name}" for name in cls.names() if name != "hash"]
+
     def added_features(self) -> list[str]:
         """Return the columns that are features although no list of features need name them."""
         return list(self._separators)

@@ -26,7 +26,7 @@ def train(model: str, flags: Sequence[Sequence[str]]) -> str:
 
 def _lines(flag: Sequence[str]) -> Iterator[str]:
     """Yield the lines of a flag, which are broken after commas."""
-    text = "    " + " ".join(map(_quote, flag)) + " \\"
+    text = "    " + " ".join(map(quote, flag)) + " \\"
     while len(text) > WIDTH and (end := text.rfind(",", 0, WIDTH - 1) + 1):
         # No blanks before the rest: they would end the word.
         yield text[:end] + "\\"
@@ -34,7 +34,8 @@ def _lines(flag: Sequence[str]) -> Iterator[str]:
     yield text
 
 
-def _quote(word: str) -> str:
+def quote(word: str) -> str:
+    """Quote a word for bash if it needs it."""
     if re.fullmatch(r"[\w@%+=:,./-]+", word):
         return word
     return '"' + re.sub(r'([\\"$`])', r"\\\1", word) + '"'

@@ -162,6 +162,8 @@ def _numeric_kind(name: str, distinct: Values) -> Kind:
         return "constant"
     if set(distinct.tolist()) == {0.0, 1.0}:
         return "boolean"
+    if not np.isfinite(distinct).all():
+        return "number"
     low, high = _EPOCHS
     is_epoch = any(low * unit <= distinct.min() and distinct.max() < high * unit for unit in _UNITS)
     if (is_epoch or _are_days(distinct)) and not TIME_WORDS.isdisjoint(words(name)):

@@ -57,6 +57,15 @@ def propose_models(inspection: Inspection, ranking: Ranking) -> list[Proposal]:
     return [*(searches or _sequences(inspection, ranking)), *rankers]
 
 
+def every_proposal(inspection: Inspection, ranking: Ranking) -> Iterator[Proposal]:
+    """Yield a proposal for each model that can be trained, well or not."""
+    yield from _edges(inspection.columns)
+    yield from _searches(inspection, ranking)
+    yield from _rankers(ranking)
+    yield from _towers(ranking)
+    yield from _sequences(inspection, ranking)
+
+
 def remarks(inspection: Inspection, ranking: Ranking, proposals: Sequence[Proposal]) -> list[str]:
     """Return what else to know or to do."""
     found = list(ranking.notes) if any(p.model == RANKER for p in proposals) else []

@@ -179,6 +179,8 @@ def _unusable(column: Column, inspection: Inspection) -> str:
             f"{column.inexact:,} of its ids are floats beyond 2^53 and have lost digits; write "
             "int64 or text"
         )
+    if kind == "number" and column.numbers is not None and np.isinf(column.numbers).any():
+        return "has infinite numbers: empty those cells"
     if kind == "text":
         return "text that hardly ever repeats"
     if inspection.rows < _MIN_ROWS or not column.is_unique:

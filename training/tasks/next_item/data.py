@@ -22,6 +22,7 @@ from training.bounds import Count, Share
 from training.data.config import DataConfig
 from training.data.feature_flags import FeatureFlags, readers_of, split_names
 from training.data.features import fit_schema, to_matrix
+from training.data.inspection.hints import check_default_columns
 from training.data.sources import DataError, DataSet
 from training.data.tables import read_table
 from training.run import RunConfig
@@ -111,6 +112,8 @@ def load(config: NextItemConfig) -> NextItemData:
         DataError: If the data cannot be trained on; the message says where and why.
     """
     data = find_data(config, INTERACTIONS)
+    defaults = config.default_columns("user_col", "item_col", "user_features")
+    check_default_columns(config, config.model, data, defaults)
     features = _feature_names(config)
     drafts = config.drafts(features, "--user-features")
     interactions = read_table(
@@ -119,6 +122,7 @@ def load(config: NextItemConfig) -> NextItemData:
         [config.user_col, config.item_col],
         readers=readers_of(drafts),
         order_by=config.time_column or None,
+        other_flags=dict.fromkeys(features, config.flags_of_kinds()),
     )
     split = leave_one_out(
         interactions[config.user_col],

@@ -20,6 +20,7 @@ from handlers.schema import FeatureSchema, Matrix
 from training.data.feature_flags import EventFlags, readers_of, split_names
 from training.data.features import DEFAULT_FEATURES, computable_crosses, fit_schema, to_matrix
 from training.data.files import read_parquet
+from training.data.inspection.hints import check_default_columns
 from training.data.sources import DataError
 from training.data.splits import Splits, label_problems, load_splits
 from training.engine.fit import WeightedRows
@@ -151,6 +152,8 @@ def load_ranking_data(
         generate_impressions(DEFAULT_DATA)
     data = config.data(DEFAULT_DATA)
     crosses = computable_crosses(features)
+    defaults = config.default_columns("features", "label", "targets")
+    check_default_columns(config, config.model, data, defaults, optional=crosses)
     extra = [
         name for name in (*columns, config.group) if name not in {"", weight, *features, *targets}
     ]
@@ -173,6 +176,7 @@ def load_ranking_data(
         extra,
         crosses,
         readers=readers_of(drafts),
+        other_flags=dict.fromkeys(features, config.flags_of_kinds()),
         seed=config.seed,
         time_column=config.time_column or None,
         check=check,
@@ -184,6 +188,7 @@ def load_ranking_data(
     label = targets[0]
     train = sample_negatives(splits.train, label, config.negative_sampling_rate, config.seed)
     schema = fit_schema(train, drafts)
+    _log_clients(schema)
     return RankingData(
         schema=schema,
         train=to_matrix(schema, train),
@@ -204,6 +209,21 @@ def load_ranking_data(
         golden_rows=golden_rows(schema, splits.test),
         sha256=data.sha256(*splits),
     )
+
+
+def _log_clients(schema: FeatureSchema) -> None:
+    """Say which features a client cannot send that sends numbers only."""
+    texts, lists = (
+        [f.name for f in schema.features if f.sent_as == kind] for kind in ("text", "list")
+    )
+    if texts:
+        logger.info(
+            "a client that sends numbers only, such as Go's map[string]float64, cannot send %s: "
+            "add --hash-ids, or write integer ids",
+            ", ".join(texts),
+        )
+    if lists:
+        logger.info("a client that sends numbers only cannot send lists: %s", ", ".join(lists))
 
 
 def _oracle(folder: Path, targets: Sequence[str]) -> Targets:

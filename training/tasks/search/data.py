@@ -196,6 +196,7 @@ def _read(data: DataSet, config: SearchConfig, drafts: Sequence[Feature]) -> Spl
         [config.doc_id],
         [config.doc_id, config.label],
         readers=dict.fromkeys(columns, to_free_texts) if config.text else readers_of(drafts),
+        other_flags=dict.fromkeys(columns, config.flags_of_kinds()),
         seed=config.seed,
         time_column=config.time_column or None,
         check=lambda splits: label_problems(splits, [config.label]),
