@@ -26,7 +26,7 @@ from training.data.inspection.columns import Column
 from training.data.inspection.kinds import inspect
 from training.data.inspection.models import Proposal, propose_models, remarks
 from training.data.inspection.ranking import propose_ranking
-from training.data.sources import DataSet
+from training.data.sources import DataSet, readable_columns
 from training.tasks.links.data import EDGES_SUFFIXES, LINE_SUFFIXES, SOURCE, TARGET, read_edges
 
 INTERRUPTED = 130
@@ -55,7 +55,7 @@ def find_data(config: Config) -> tuple[Config, DataSet]:
     data = config.data(Path(), suffixes=EDGES_SUFFIXES)
     first = data.table[0]
     if isinstance(first, File) and not config.separator and first.path.endswith(commands.CSV):
-        header = first.columns()
+        header = readable_columns(first)
         if len(header) == 1 and (separator := likely_separator(header[0])):
             return find_data(replace(config, separator="tab" if separator == "\t" else separator))
     return config, data

@@ -205,7 +205,7 @@ def test_normalize_writes_a_scaler_and_changes_no_prediction(
 BAD_FILES: list[tuple[Callable[[pd.DataFrame], pd.DataFrame], str]] = [
     (
         lambda t: t.drop(columns="label"),
-        "table.csv: missing column label; it has item_ctr, item_cvr, item_price, user_age",
+        "table.csv: missing column label, the default of --label; it has item_ctr, item_cvr",
     ),
     (lambda t: t.rename(columns={"user_age": "user_aeg"}), "user_age (did you mean user_aeg?)"),
     (lambda t: t.head(0), "table.csv: has no rows, only column names"),

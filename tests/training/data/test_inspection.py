@@ -112,7 +112,8 @@ def test_floats_that_have_lost_digits_of_an_id_are_counted(cells: Any, inexact: 
 
 def test_values_are_counted_whatever_their_spelling() -> None:
     found = column(["a", " a", "b", "", None, "b"])
-    assert (found.distinct, found.missing, found.first) == (2, pytest.approx(1 / 3), "a")
+    assert (found.distinct, found.first) == (2, "a")
+    assert found.missing == pytest.approx(1 / 3)
     assert found.codes.tolist() == [0, 0, 1, -1, -1, 1]
     numbers = column(["NaN", "1", "2.50", "NaN"])
     assert (numbers.distinct, numbers.missing) == (2, 0.5)
@@ -168,7 +169,8 @@ def test_files_may_differ_in_columns_and_types(tmp_path: Path) -> None:
     a, b, c = inspected(tmp_path).columns
     assert (a.kind, a.codes.tolist()) == ("text", [0, 1, 2, 1, 3, 4])
     assert (b.kind, b.distinct, b.missing) == ("list", 2, 0.5)
-    assert (c.kind, c.missing) == ("constant", pytest.approx(5 / 6))
+    assert c.kind == "constant"
+    assert c.missing == pytest.approx(5 / 6)
 
 
 def test_the_train_split_of_a_folder_is_inspected(tmp_path: Path) -> None:

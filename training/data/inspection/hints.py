@@ -13,7 +13,7 @@ from training.data.inspection.commands import quote
 from training.data.inspection.kinds import describe, inspect
 from training.data.inspection.models import RANKER, every_proposal
 from training.data.inspection.ranking import propose_ranking
-from training.data.sources import DataError, DataSet
+from training.data.sources import DataError, DataSet, readable_columns
 
 # Enough rows for the flags of a message.
 _SAMPLE_ROWS = 20_000
@@ -73,14 +73,11 @@ def check_default_columns(
             data.
     """
     source = data.table[0]
-    try:
-        available = source.columns()
-    except (pa.ArrowException, OSError, UnicodeError):
-        return  # reported when the rows are read
+    available = readable_columns(source)
     known = {*available, *optional}
     absent = {flag: [n for n in names if n not in known] for flag, names in defaults.items()}
     flags = [flag for flag, names in defaults.items() if 2 * len(absent[flag]) > len(names)]
-    if config.uses_default_data or not flags or len(available) == 1:
+    if config.uses_default_data or not flags or len(available) < 2:
         return
     named = ", ".join(dict.fromkeys(name for flag in flags for name in absent[flag]))
     advice = f"make inspect DATA={quote(config.data_path)}" if config.data_path else "make inspect"

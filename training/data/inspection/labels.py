@@ -57,15 +57,18 @@ class Label:
         return f"{self.column.name} >= {self.at_least:g}"
 
 
-def choose_label(columns: Sequence[Column], notes: list[str]) -> Label | None:
+def choose_label(
+    columns: Sequence[Column], ids: Sequence[Column], notes: list[str]
+) -> Label | None:
     """Choose the column to predict; None if there is no candidate.
 
     A column of 0 and 1, or true and false, whose name has one of ``LABEL_WORDS``, the earliest of
-    them; without such a name, the first such column. If there is none, a column of two values with
-    such a name, or else a rating.
+    them; without such a name, the first such column that does not describe a user or an item. If
+    there is none, a column of two values with such a name, or else a rating.
 
     Args:
         columns: Columns to choose from.
+        ids: The ids of users and items.
         notes: Gets what the user has to decide.
     """
 
@@ -73,7 +76,11 @@ def choose_label(columns: Sequence[Column], notes: list[str]) -> Label | None:
         found = [LABEL_WORDS.index(w) for w in words(column.name) if w in LABEL_WORDS]
         return min(found, default=len(LABEL_WORDS))
 
-    if booleans := [c for c in columns if c.kind == "boolean"]:
+    def describes(column: Column) -> bool:
+        return any(i.repeats and column.depends_on(i) for i in ids)
+
+    booleans = [c for c in columns if c.kind == "boolean"]
+    if booleans := [c for c in booleans if rank(c) < len(LABEL_WORDS) or not describes(c)]:
         label = min(booleans, key=rank)
         if rank(label) == len(LABEL_WORDS) and len(booleans) > 1:
             shown = ", ".join(c.name for c in booleans)

@@ -125,7 +125,8 @@ def propose_ranking(inspection: Inspection) -> Ranking:
     left_out = {c.name: why for c in inspection.columns if (why := _unusable(c, inspection))}
     left_out |= _aliases([c for c in inspection.columns if c.name not in left_out])
     usable = [c for c in inspection.columns if c.name not in left_out]
-    label = choose_label(usable, notes)
+    ids = [c for c in (find_id(usable, USERS), find_id(usable, ITEMS)) if c]
+    label = choose_label(usable, ids, notes)
     targets, codes = [], []
     if label:
         usable.remove(label.column)
@@ -137,7 +138,6 @@ def propose_ranking(inspection: Inspection) -> Ranking:
             elif ranks_by_rate(column, label.values):
                 codes.append(column)
     usable = [c for c in usable if c.name not in left_out]
-    ids = [c for c in (find_id(usable, USERS), find_id(usable, ITEMS)) if c]
     times, split_by = _times(usable, ids, left_out)
     features = [c for c in usable if c.kind not in ("time", "list")]
     categorical = [c for c in features if c in codes or c.is_category]
