@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,6 @@ from scripts.inspect_data import main
 from tests.examples import load_handler, training_script
 from training.tasks.search.world import text_pairs
 
-# Flags that are proposed before the models have them.
-COMING = ("--multi", "--timestamp", "--timezone", "--hash")
 FAST = {
     "deepfm": ["--epochs", "4"],
     "mmoe": ["--epochs", "4"],
@@ -249,18 +247,6 @@ def training_flags(command: str, folder: Path) -> list[str]:
     return bash(command, folder).splitlines()
 
 
-def without_coming(flags: list[str], model: str) -> list[str]:
-    """Drop flags that the model does not have yet."""
-    known = {f"--{f.name.replace('_', '-')}" for f in fields(training_script(model).Config)}
-    kept, keep = [], True
-    for flag in flags:
-        if flag.startswith("--"):
-            keep = flag in known or flag not in COMING
-        if keep:
-            kept.append(flag)
-    return kept
-
-
 def run_inspection(path: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
     """Return what an inspection prints."""
     assert main([str(path), *flags]) == 0
@@ -285,7 +271,7 @@ def test_the_proposed_commands_train_and_their_request_is_answered(
         flags = training_flags(command, tmp_path)
         if model == case.model:
             assert set(case.flags) <= set(flags)
-        arguments = [*without_coming(flags, model), *FAST.get(model, [])]
+        arguments = [*flags, *FAST.get(model, [])]
         root = tmp_path / "artifacts"
         training = training_script(model)
         assert training.main([*arguments, "--artifacts-dir", str(root), "--version", "v1"]) == 0

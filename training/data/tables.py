@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from training.data.cells import ListReader, Reader, time_order, to_numbers, to_texts, to_tokens
 from training.data.csv_stream import likely_separator
-from training.data.inspection.hints import flag_for, flag_of_lists
+from training.data.inspection.commands import quote
+from training.data.inspection.hints import flag_for
 from training.data.nested import LIST_FIX, nested_problem
 from training.data.sources import DataError, Source, Table
 
@@ -152,7 +153,7 @@ class _Cells:
             reader = self._readers.get(name)
             flags = self._other_flags.get(name, ())
             is_multi = isinstance(reader, ListReader)
-            fix = f"add {flag_of_lists(name)}" if "--multi" in flags else LIST_FIX
+            fix = f"add --multi {quote(name)}" if "--multi" in flags else LIST_FIX
             if problem := nested_problem(column.type, multi=is_multi, list_fix=fix):
                 self.wrong.setdefault(name, f"{source.name}: column {name}: {problem}")
                 continue

@@ -39,8 +39,7 @@ class Column:
         name: Name in the data.
         kind: What it holds.
         distinct: Number of distinct values; of lists, of their elements.
-        codes: The number of each row's value, -1 where it is missing, int64 [rows]; of lists, all
-            present rows have the number 0.
+        codes: The number of each row's value, -1 where it is missing, int64 [rows].
         first: The first present value as a request spells it, None if there is none.
         numbers: The number, or the time in seconds, of each row, NaN where it is missing, float64
             [rows]; None if the column holds neither.

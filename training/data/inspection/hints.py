@@ -12,7 +12,7 @@ from training.data.inspection.columns import names_id
 from training.data.inspection.commands import quote
 from training.data.inspection.kinds import describe, inspect
 from training.data.inspection.models import RANKER, every_proposal
-from training.data.inspection.ranking import propose_ranking
+from training.data.inspection.ranking import multi, propose_ranking
 from training.data.sources import DataError, DataSet, readable_columns
 
 # Enough rows for the flags of a message.
@@ -34,17 +34,12 @@ def flag_for(name: str, cells: pa.Array, flags: Collection[str]) -> str:
     """
     column = describe(name, cells)
     if column.kind == "list" and "--multi" in flags:
-        return flag_of_lists(name, column.separator)
+        return f"--multi {quote(multi([column]))}"
     if column.kind == "time" and "--timestamp" in flags:
         return f"--timestamp {quote(name)}"
     if "--categorical" not in flags or (not names_id(name) and _mostly_numbers(cells)):
         return ""
     return f"--categorical {quote(name)}"
-
-
-def flag_of_lists(name: str, separator: str = "") -> str:
-    """Return the flag that reads lists, or texts that a separator splits."""
-    return f"--multi {quote(f'{name}:{separator}' if separator else name)}"
 
 
 def _mostly_numbers(cells: pa.Array) -> bool:

@@ -40,7 +40,8 @@ from training.data.inspection.columns import (
     names_id,
     words,
 )
-from training.data.inspection.sampling import SAMPLE_ROWS, first_rows, is_list
+from training.data.inspection.sampling import SAMPLE_ROWS, first_rows
+from training.data.nested import is_list
 from training.data.sources import DataSet
 
 SEPARATORS = "|;,^"
@@ -124,7 +125,9 @@ def _lists(name: str, cells: pa.Array) -> Column:
     if not any(is_type(elements.type) for is_type in (*fits, types.is_large_string)):
         return _opaque(name, "other", 0, cells)
     distinct = len(elements.drop_null().unique())
-    return _opaque(name, "list" if distinct > 1 else "constant", distinct, cells)
+    texts = pc.binary_join(cells.cast(pa.list_(pa.string())), "\x1f")
+    kind: Kind = "list" if distinct > 1 else "constant"
+    return Column(name, kind, distinct, _encode(texts)[0], _first(cells))
 
 
 def _numbers(name: str, cells: pa.Array, numeric: pa.Array) -> Column:

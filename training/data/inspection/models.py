@@ -15,7 +15,7 @@ from training.data.inspection.columns import (
     has_word,
     names,
 )
-from training.data.inspection.ranking import Flags, Ranking, request_value
+from training.data.inspection.ranking import Flags, Ranking, multi, request_value
 
 RANKER = "deepfm"
 QUERY_WORDS = {"query", "question", "search", "keyword", "keywords"}
@@ -105,13 +105,14 @@ def _towers(ranking: Ranking) -> Iterator[Proposal]:
     user, item = find_id(ranking.categorical, USERS), find_id(ranking.categorical, ITEMS)
     if ranking.label is None or user is None or item is None:
         return
-    others = [c for c in ranking.features if c not in (user, item)]
+    others = [c for c in (*ranking.features, *ranking.lists) if c not in (user, item)]
     of_user = [user, *(c for c in others if c.depends_on(user))]
     of_item = [item, *(c for c in others if c.depends_on(item) and c not in of_user)]
     flags = [
         ["--user-cols", names(of_user)],
         ["--item-cols", names(of_item)],
         ["--categorical", names(c for c in ranking.categorical if c in (*of_user, *of_item))],
+        *_lists((*of_user, *of_item)),
         ["--item-id-col", item.name],
         ["--label", ranking.label.name],
         *_split_by(ranking),
@@ -131,13 +132,15 @@ def _sequences(inspection: Inspection, ranking: Ranking) -> Iterator[Proposal]:
     flags = [["--user-col", user.name], ["--sequence-col", item.name], *shared]
     uses = {user.name: "user", item.name: "item"} | {flag[1]: "order" for flag in time}
     similar = Proposal("item2vec", "find similar items", flags, {"sequence": [item.first]}, uses)
-    features = [c for c in ranking.features if c not in (user, item) and c.depends_on(user)]
+    others = [c for c in (*ranking.features, *ranking.lists) if c not in (user, item)]
+    features = [c for c in others if c.depends_on(user)]
     if features:
         flags = [
             ["--user-col", user.name],
             ["--item-col", item.name],
             ["--user-features", names(features)],
             *_categorical(features),
+            *_lists(features),
             *shared,
         ]
         row = {"user_features": _row(features), "history_item_ids": [item.first]}
@@ -182,6 +185,11 @@ def _row(columns: Sequence[Column]) -> dict[str, Any]:
 def _categorical(columns: Sequence[Column]) -> Flags:
     found = names(c for c in columns if c.is_category)
     return [["--categorical", found]] if found else []
+
+
+def _lists(columns: Sequence[Column]) -> Flags:
+    lists = [c for c in columns if c.kind == "list"]
+    return [["--multi", multi(lists)]] if lists else []
 
 
 def _split_by(ranking: Ranking) -> Flags:

@@ -81,9 +81,9 @@ class Ranking:
             predicted = [["--targets", targets], ["--tasks", targets]]
         optional = {
             "--categorical": [names(self.categorical)],
-            "--hash": [f"{c.name}:{HASH_BUCKETS}" for c in self.hashed],
-            "--multi": [c.name + (f":{c.separator}" if c.separator else "") for c in self.lists],
-            "--timestamp": [c.name for c in self.times],
+            "--hash": [",".join(f"{c.name}:{HASH_BUCKETS}" for c in self.hashed)],
+            "--multi": [multi(self.lists)],
+            "--timestamp": [names(self.times)],
             "--timezone": [self.times[0].time_zone if self.times else ""],
             "--time-column": [self.split_by],
             "--group": [self.group.name if self.group else ""],
@@ -108,6 +108,15 @@ class Ranking:
     def text_only(self) -> list[str]:
         """Categories with values that are not numbers below 2^53."""
         return [c.name for c in self.categorical if c.kind != "boolean" and not c.fits_float]
+
+
+def multi(lists: Sequence[Column]) -> str:
+    """Return the value of ``--multi`` for columns of lists."""
+    separators = [c.separator.replace(",", "comma") for c in lists]
+    return ",".join(
+        f"{c.name}:{separator}" if separator else c.name
+        for c, separator in zip(lists, separators, strict=True)
+    )
 
 
 def request_value(column: Column) -> Any:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from training.data.nested import is_list
 from training.data.sources import DataError, DataSet, Source
 
 SAMPLE_ROWS = 200_000
@@ -96,9 +97,3 @@ def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         texts = [None if value is None else str(value) for value in array.to_pylist()]
         return pa.array(texts, kind)
-
-
-def is_list(kind: pa.DataType) -> bool:
-    """Return whether a type is that of lists."""
-    types = pa.types
-    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))

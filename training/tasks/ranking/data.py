@@ -213,16 +213,13 @@ def load_ranking_data(
 
 def _log_clients(schema: FeatureSchema) -> None:
     """Say which features a client cannot send that sends numbers only."""
-    texts, lists = (
-        [f.name for f in schema.features if f.sent_as == kind] for kind in ("text", "list")
-    )
-    if texts:
+    if texts := [f.name for f in schema.features if f.sent_as == "text"]:
         logger.info(
             "a client that sends numbers only, such as Go's map[string]float64, cannot send %s: "
             "add --hash-ids, or write integer ids",
             ", ".join(texts),
         )
-    if lists:
+    if lists := [f.name for f in schema.features if f.sent_as == "list"]:
         logger.info("a client that sends numbers only cannot send lists: %s", ", ".join(lists))
 
 
