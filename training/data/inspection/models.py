@@ -68,7 +68,17 @@ def every_proposal(inspection: Inspection, ranking: Ranking) -> Iterator[Proposa
 
 def remarks(inspection: Inspection, ranking: Ranking, proposals: Sequence[Proposal]) -> list[str]:
     """Return what else to know or to do."""
-    found = list(ranking.notes) if any(p.model == RANKER for p in proposals) else []
+    found: list[str] = []
+    if any(p.model == RANKER for p in proposals):
+        found += ranking.notes
+        if ranking.text_only:
+            found.append(
+                "A client that sends numbers only, such as Go's map[string]float64, cannot send "
+                f"{', '.join(ranking.text_only)}: add --hash-ids, or write integer ids"
+            )
+        if ranking.lists:
+            shown = names(ranking.lists).replace(",", ", ")
+            found.append(f"A client that sends numbers only cannot send lists: {shown}")
     if not proposals:
         found.append(
             "No model fits: ranking needs a column of 0 and 1, such as clicked; recall needs the "
@@ -115,8 +125,8 @@ def _towers(ranking: Ranking) -> Iterator[Proposal]:
         *_lists((*of_user, *of_item)),
         ["--item-id-col", item.name],
         ["--label", ranking.label.name],
-        *_split_by(ranking),
     ]
+    # Not split by time: most users of the last tenth of a log are new to the towers.
     yield Proposal("two_tower", "recall items for a user", flags, _row(of_user), {})
 
 
