@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -20,6 +20,7 @@ from training import artifacts
 from training.bounds import Seed
 from training.data.config import DataConfig
 from training.data.feature_flags import split_names
+from training.data.inspection.hints import check_default_columns
 from training.data.sources import DataSet
 from training.engine.launch import read_by_engine, running_engine
 from training.engine.worker import EngineConfig, TrainingError
@@ -56,13 +57,26 @@ class RunConfig(DataConfig, EngineConfig):
         """Return the folder for the artifacts of the run."""
         return self.artifacts_dir / self.model / self.version
 
-    def default_columns(self, *names: str) -> dict[str, list[str]]:
-        """Return the columns by flag, of those of the fields that have their default value."""
-        return {
+    def check_default_columns(
+        self, data: DataSet, *names: str, optional: Collection[str] = ()
+    ) -> None:
+        """Refuse data that lacks the columns of flags that have their default value.
+
+        Args:
+            data: The data of the run.
+            names: Fields that name columns.
+            optional: Columns that the data may lack.
+
+        Raises:
+            DataError: If it lacks most columns of a flag; the message has the flags for this data.
+        """
+        defaults = {
             f"--{f.name.replace('_', '-')}": split_names(str(f.default))
             for f in fields(self)
             if f.name in names and getattr(self, f.name) == f.default
         }
+        if not self.uses_default_data:
+            check_default_columns(data, self.model, defaults, optional)
 
     def data(self, *args: Any, **kwargs: Any) -> DataSet:
         """Find the data as :class:`DataConfig` does; the engine reads it."""

@@ -185,7 +185,7 @@ def findings(
 
 def _lists(name: str, texts: pd.Series[str]) -> Column | None:
     """Return a column of categories that look like lists, such as ``Action|Comedy``."""
-    column = describe_cells(name, pa.array(texts.iloc[:_TEXT_ROWS], pa.large_string()))
+    column = describe_cells(name, pa.array(texts[:_TEXT_ROWS].to_list(), pa.large_string()))
     # Prose has commas too.
     return column if column.kind == "list" and column.separator != "," else None
 

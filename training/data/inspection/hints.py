@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import pandas as pd
 import pyarrow as pa
 
-from training.data.config import DataConfig
+from training.data.files import File
 from training.data.inspection.columns import names_id
 from training.data.inspection.commands import quote
 from training.data.inspection.kinds import describe, inspect
@@ -48,18 +48,16 @@ def _mostly_numbers(cells: pa.Array) -> bool:
 
 
 def check_default_columns(
-    config: DataConfig,
-    model: str,
     data: DataSet,
+    model: str,
     defaults: Mapping[str, Sequence[str]],
-    optional: Collection[str] = (),
+    optional: Collection[str],
 ) -> None:
     """Refuse data that has no columns of the names that flags have by default.
 
     Args:
-        config: Where the data is.
-        model: Name of the model to train.
         data: The data.
+        model: Name of the model to train.
         defaults: Columns by flag, of the flags that have their default value.
         optional: Columns that the data may lack.
 
@@ -72,10 +70,11 @@ def check_default_columns(
     known = {*available, *optional}
     absent = {flag: [n for n in names if n not in known] for flag, names in defaults.items()}
     flags = [flag for flag, names in defaults.items() if 2 * len(absent[flag]) > len(names)]
-    if config.uses_default_data or not flags or len(available) < 2:
+    if not flags or len(available) < 2:
         return
     named = ", ".join(dict.fromkeys(name for flag in flags for name in absent[flag]))
-    advice = f"make inspect DATA={quote(config.data_path)}" if config.data_path else "make inspect"
+    is_files = all(isinstance(part, File) for part in data.table)
+    advice = f"make inspect DATA={quote(data.name)}" if is_files else "make inspect"
     if proposed := " ".join(_proposed(data, model)):
         advice = f"add {proposed}, or run: {advice}"
     else:

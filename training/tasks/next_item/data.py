@@ -22,7 +22,6 @@ from training.bounds import Count, Share
 from training.data.config import DataConfig
 from training.data.feature_flags import FeatureFlags, readers_of, split_names
 from training.data.features import fit_schema, to_matrix
-from training.data.inspection.hints import check_default_columns
 from training.data.sources import DataError, DataSet
 from training.data.tables import read_table
 from training.run import RunConfig
@@ -112,8 +111,7 @@ def load(config: NextItemConfig) -> NextItemData:
         DataError: If the data cannot be trained on; the message says where and why.
     """
     data = find_data(config, INTERACTIONS)
-    defaults = config.default_columns("user_col", "item_col", "user_features")
-    check_default_columns(config, config.model, data, defaults)
+    config.check_default_columns(data, "user_col", "item_col", "user_features")
     features = _feature_names(config)
     drafts = config.drafts(features, "--user-features")
     interactions = read_table(

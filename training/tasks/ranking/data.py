@@ -20,7 +20,6 @@ from handlers.schema import FeatureSchema, Matrix
 from training.data.feature_flags import EventFlags, readers_of, split_names
 from training.data.features import DEFAULT_FEATURES, computable_crosses, fit_schema, to_matrix
 from training.data.files import read_parquet
-from training.data.inspection.hints import check_default_columns
 from training.data.sources import DataError
 from training.data.splits import Splits, label_problems, load_splits
 from training.engine.fit import WeightedRows
@@ -152,8 +151,7 @@ def load_ranking_data(
         generate_impressions(DEFAULT_DATA)
     data = config.data(DEFAULT_DATA)
     crosses = computable_crosses(features)
-    defaults = config.default_columns("features", "label", "targets")
-    check_default_columns(config, config.model, data, defaults, optional=crosses)
+    config.check_default_columns(data, "features", "label", "targets", optional=crosses)
     extra = [
         name for name in (*columns, config.group) if name not in {"", weight, *features, *targets}
     ]

@@ -24,7 +24,6 @@ from handlers.schema import FeatureSchema, Matrix
 from training.data.feature_flags import FeatureFlags, readers_of, split_names
 from training.data.features import fit_schema, to_matrix
 from training.data.files import read_parquet
-from training.data.inspection.hints import check_default_columns
 from training.data.sources import DataError, DataSet
 from training.data.splits import Splits, label_problems, load_splits
 from training.golden import golden_rows
@@ -157,8 +156,7 @@ def load_retrieval_data(config: RetrievalConfig) -> RetrievalData:
             logger.info("no --data-path: generating a synthetic world in %s", DEFAULT_DATA)
         generate_interactions(DEFAULT_DATA)
     data = config.data(DEFAULT_DATA)
-    defaults = config.default_columns("user_cols", "item_cols", "label")
-    check_default_columns(config, config.model, data, defaults)
+    config.check_default_columns(data, "user_cols", "item_cols", "label")
     user_cols, item_cols = split_names(config.user_cols), split_names(config.item_cols)
     id_col = config.item_id
     drafts = _drafts(config, user_cols, item_cols)

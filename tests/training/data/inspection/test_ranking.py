@@ -80,7 +80,7 @@ def test_an_undecided_label_is_named(tmp_path: Path) -> None:
         ("note", [None] * N, "empty"),
         ("same", LABEL * 5, "says the same as the label"),
         ("opposite", 5 - LABEL, "says what the label says: alone, it ranks with an AUC of 1.000"),
-        ("coupon", np.where(LABEL, CITIES, None), "says the same as the label"),
+        ("coupon", pd.Series(CITIES).where(LABEL == 1), "says the same as the label"),
         (
             "seconds",
             np.where(LABEL == 1, np.arange(N) % 7, 0),
@@ -177,7 +177,7 @@ def test_lists_have_their_separator(tmp_path: Path) -> None:
 
 
 def test_texts_that_a_client_of_numbers_cannot_send_are_named(tmp_path: Path) -> None:
-    ids = {"item_id": np.arange(N) % 7, "shop_id": SNOWFLAKE + np.arange(N) % 7}
+    ids: dict[str, Any] = {"item_id": np.arange(N) % 7, "shop_id": SNOWFLAKE + np.arange(N) % 7}
     ranking = proposed(tmp_path, clicked=LABEL, city=CITIES, **ids)
     assert ranking.text_only == ["city", "shop_id"]
 
