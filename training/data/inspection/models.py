@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,8 +82,12 @@ def remarks(inspection: Inspection, ranking: Ranking, proposals: Sequence[Propos
             found.append(f"A client that sends numbers only cannot send lists: {shown}")
     if not proposals:
         found.append(
-            "No model fits: ranking needs a column of 0 and 1, such as clicked; recall needs the "
-            "ids of users and items"
+            "No model fits: ranking needs a column of 0 and 1, such as clicked, and features; "
+            "recall needs the ids of users and items"
+        )
+    if numbers := [c.name for c in inspection.columns if re.fullmatch(r"-?\d+(\.\d+)?", c.name)]:
+        found.append(
+            f"{', '.join(numbers)}: if that is a row of data, put the names of the columns above it"
         )
     lower = {c.name.lower(): c.name for c in inspection.columns}
     for pair in EDGE_PAIRS:
@@ -127,7 +132,8 @@ def _towers(ranking: Ranking) -> Iterator[Proposal]:
         ["--label", ranking.label.name],
     ]
     # Not split by time: most users of the last tenth of a log are new to the towers.
-    yield Proposal("two_tower", "recall items for a user", flags, _row(of_user), {})
+    has_gaps = ranking.label.column.missing > 0
+    yield Proposal("two_tower", "recall items for a user", flags, _row(of_user), {}, has_gaps)
 
 
 def _sequences(inspection: Inspection, ranking: Ranking) -> Iterator[Proposal]:
@@ -176,7 +182,8 @@ def _searches(inspection: Inspection, ranking: Ranking) -> Iterator[Proposal]:
     ]
     row = {"query_features": _row([query])}
     uses = {query.name: "query", doc.name: "document"} | ({label.name: "label"} if label else {})
-    yield Proposal("dssm", f"find the {doc.name} of a {query.name}", flags, row, uses)
+    goal, has_gaps = f"find the {doc.name} of a {query.name}", bool(label and label.column.missing)
+    yield Proposal("dssm", goal, flags, row, uses, has_gaps)
 
 
 def _edges(columns: Sequence[Column]) -> Iterator[Proposal]:

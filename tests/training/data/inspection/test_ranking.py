@@ -185,6 +185,7 @@ def test_texts_that_a_client_of_numbers_cannot_send_are_named(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("columns", "models", "note"),
     [
+        ({"39": PRICE, "x": PRICE}, [], "39: if that is a row of data, put the names"),
         ({"price": PRICE}, [], "No model fits: ranking needs a column of 0 and 1"),
         ({"src": np.arange(N) % 9, "dst": np.arange(N) % 7}, [], "src and dst: if rows are edges"),
         ({"source": np.arange(N) % 9, "target": np.arange(N) % 7}, ["graph_recall"], ""),
