@@ -17,7 +17,6 @@ from handlers.models.weights import save_network
 from handlers.schema import Matrix
 from training import run
 from training.bounds import Count, Dropout, EmbeddingDim, Weights, Widths
-from training.data import validation
 from training.data.feature_flags import split_names
 from training.data.sources import DataError
 from training.engine.fit import FitConfig, fit, predict
@@ -94,7 +93,7 @@ def train(config: Config) -> Path:
     test = evaluation(config)
     data, tasks, means = test.data, test.tasks, test.means
     targets = split_names(config.targets)
-    statistics = validation.check(test.train_frame, targets, config)
+    statistics = run.check_data(test, targets, config)
     network, history = _fit(config, data, means, range(len(tasks)))
     scores = _expected(network, data.test)
     reports = test.reports(config.model, scores)

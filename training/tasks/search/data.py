@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -98,6 +98,11 @@ class SearchPairs:
     docs: Tensor
     labels: Tensor
     order: Indices
+
+    def to(self, device: str) -> SearchPairs:
+        """Copy what a network trains on to a device."""
+        names = ("queries", "counts", "owner", "docs", "labels")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 @dataclass(frozen=True)
