@@ -7,18 +7,18 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar, cast, get_type_hints
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 
 from handlers import logs
 from handlers.errors import UserError
-from handlers.schema import VOCABULARIES_FILE
+from handlers.schema import VOCABULARIES_FILE, FeatureSchema
 from training import artifacts
-from training.bounds import Seed
+from training.base_version import BaseVersion, Network
+from training.bounds import Seed, check_bounds
 from training.data import validation
 from training.data.config import DataConfig
 from training.data.sources import DataSet
@@ -50,6 +50,8 @@ class RunConfig(DataConfig, EngineConfig):
         version: Version of the artifacts; by default the UTC time.
         seed: Seed of the split, the weights and the order of the rows.
         artifacts_dir: Folder of all artifacts; a run writes <artifacts_dir>/<model>/<version>/.
+        init_from: Start from the weights of this version, or of the version in a folder, such as
+            ./v1, and add new tokens to its vocabularies. The features must be the same.
     """
 
     # Name of the model, and of the folder of its artifacts.
@@ -62,6 +64,7 @@ class RunConfig(DataConfig, EngineConfig):
     version: str = ""
     seed: Seed = 0
     artifacts_dir: Path = artifacts.ARTIFACTS
+    init_from: str = ""
 
     def __post_init__(self) -> None:
         """Name the version, unless it is to be found among the unfinished ones."""
@@ -71,6 +74,24 @@ class RunConfig(DataConfig, EngineConfig):
     def folder(self) -> Path:
         """Return the folder for the artifacts of the run."""
         return self.artifacts_dir / self.model / self.version
+
+    def base(self) -> BaseVersion | None:
+        """Return the version to start from; None to start from nothing."""
+        if not self.init_from:
+            return None
+        return BaseVersion.find(self.init_from, self.model, self.artifacts_dir)
+
+    def base_schema(self, key: str = "features") -> FeatureSchema | None:
+        """Return the features of the version to start from, at a key of its meta file."""
+        base = self.base()
+        return None if base is None else base.schema(key)
+
+    def base_network(
+        self, network_class: type[Network], file: str, arch_version: int
+    ) -> Network | None:
+        """Return the network of the version to start from; see :meth:`BaseVersion.network`."""
+        base = self.base()
+        return None if base is None else base.network(network_class, file, arch_version)
 
     def data(self, *args: Any, **kwargs: Any) -> DataSet:
         """Find the data as :class:`DataConfig` does; the engine reads it."""
@@ -258,33 +279,6 @@ def _how_to_resume(config: RunConfig) -> str:
     return f"; to continue, add: --resume --version {config.version}" if can_resume else ""
 
 
-def check_bounds(config: RunConfig) -> None:
-    """Check every flag against the bounds in the type of its field, such as ``Field(ge=1)``.
-
-    Raises:
-        TrainingError: If a flag is out of bounds; the message names it and the bounds.
-    """
-    values = {f.name: getattr(config, f.name) for f in fields(config)}
-    try:
-        TypeAdapter(type(config)).validate_python(values)
-    except ValidationError as error:
-        name = str(error.errors()[0]["loc"][0])
-        raise TrainingError(_bounds_message(type(config), name, values[name])) from error
-
-
-def _bounds_message(config_class: type[RunConfig], name: str, value: Any) -> str:
-    flag = f"--{name.replace('_', '-')}"
-    numbers = value if isinstance(value, tuple) else (value,)
-    if not numbers:
-        return f"{flag}: expected at least one number, got none"
-    schema = TypeAdapter(get_type_hints(config_class, include_extras=True)[name]).json_schema()
-    bounds = schema.get("items", schema)
-    expected = f"{bounds['minimum']:g} or more"
-    if "maximum" in bounds:
-        expected = f"{bounds['minimum']:g} to {bounds['maximum']:.10g}"
-    return f"{flag} {' '.join(map(str, numbers))}: expected {expected}"
-
-
 def _check_flags(config: RunConfig) -> None:
     """Check the flags before any work is done.
 
@@ -306,4 +300,11 @@ def _check_flags(config: RunConfig) -> None:
             f"--resume: expected --engine local, got {config.engine}, whose workers continue on "
             "their own as long as this command runs"
         )
+    if config.init_from and config.library not in ("torch", "xgboost"):
+        raise TrainingError(
+            f"--init-from: {config.library} trains this model, from the start only; leave the "
+            "flag out"
+        )
     check_device(config, config.library)
+    if base := config.base():
+        base.check_files()

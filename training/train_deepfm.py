@@ -64,7 +64,8 @@ def train(config: Config) -> Path:
         **config.input_options(data.schema),
     )
     config.set_pretrained(network.inputs, data.schema)
-    history = fit(network, _loss, data.tensors("train"), data.tensors("valid"), config)
+    base = config.base_network(DeepFM, WEIGHTS_FILE, ARCH_VERSION)
+    history = fit(network, _loss, data.tensors("train"), data.tensors("valid"), config, base)
 
     def probabilities(matrix: Matrix) -> Any:
         return torch.sigmoid(predict(network, torch.from_numpy(matrix))).numpy()

@@ -174,7 +174,8 @@ def fit(network: DSSM, data: SearchData, config: Config) -> History:
         losses = [loss(valid, index, len(all_docs)) * len(index) for index in batches]
         return torch.stack(losses).sum() / n
 
-    return fit_steps(network, len(train.counts), step, validate, config)
+    base = config.base_network(type(network), WEIGHTS_FILE, ARCH_VERSION)
+    return fit_steps(network, len(train.counts), step, validate, config, base)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

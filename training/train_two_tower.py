@@ -182,7 +182,8 @@ def fit(network: TwoTower, data: RetrievalData, config: Config) -> History:
         losses = [cross_entropy(network.logits(u, items), c, reduction="sum") for u, c in chunks]
         return torch.stack(losses).sum() / len(user)
 
-    return fit_steps(network, len(users), step, validate, config)
+    base = config.base_network(TwoTower, WEIGHTS_FILE, ARCH_VERSION)
+    return fit_steps(network, len(users), step, validate, config, base)
 
 
 def _golden(

@@ -156,7 +156,8 @@ def fit(network: YouTubeDNN, data: NextItemData, config: Config) -> dict[str, li
         losses = [loss(*part) * len(part[1]) for part in zip(users, targets, strict=True)]
         return torch.stack(losses).sum() / known.sum()
 
-    return fit_steps(network, len(windows.users), step, validate, config)
+    base = config.base_network(YouTubeDNN, WEIGHTS_FILE, ARCH_VERSION)
+    return fit_steps(network, len(windows.users), step, validate, config, base)
 
 
 @torch.inference_mode()

@@ -18,6 +18,7 @@ from handlers.feature import OOV_INDEX
 from handlers.models.layers import RankingNetwork
 from training.bounds import Count, LearningRate, Seed, Weight
 from training.engine.launch import run_loop
+from training.engine.warm_start import start_from
 from training.engine.worker import EngineConfig, Step, TrainingError, Worker
 
 # Share of category values that training hides, so that the out-of-vocabulary embedding is learned.
@@ -84,6 +85,7 @@ def fit(
     train: WeightedRows,
     valid: WeightedRows,
     config: FitConfig,
+    base: nn.Module | None = None,
 ) -> History:
     """Train a network in place, and leave it with the weights of its best epoch.
 
@@ -94,12 +96,13 @@ def fit(
         train: The training split.
         valid: The split that selects the epoch.
         config: How to train.
+        base: The network of an earlier version to start from.
 
     Returns:
         Loss after each epoch, by ``train`` and ``valid``.
 
     Raises:
-        TrainingError: If the loss is not finite.
+        TrainingError: If the loss is not finite, or ``base`` is another kind of network.
     """
     network.inputs.fit(train.matrix)
     (matrix, targets, weights), valid = train.to(config.device), valid.to(config.device)
@@ -111,7 +114,7 @@ def fit(
     def validate() -> Tensor:
         return loss(predict(network, valid.matrix), valid.targets, valid.weights)
 
-    return fit_steps(network, len(matrix), step, validate, config, MIN_STEPS)
+    return fit_steps(network, len(matrix), step, validate, config, base, MIN_STEPS)
 
 
 def fit_steps(
@@ -120,6 +123,7 @@ def fit_steps(
     step: Step,
     validate: Callable[[], Tensor],
     config: FitConfig,
+    base: nn.Module | None = None,
     min_steps: int = MIN_STEPS_OF_TOWERS,
 ) -> History:
     """Train as :func:`fit` does, with a loss that takes the row numbers of a batch.
@@ -132,14 +136,17 @@ def fit_steps(
         validate: Loss on the split that selects the epoch, float32 []; runs without gradients, on
             the device.
         config: How to train.
+        base: The network of an earlier version to start from.
         min_steps: Least steps in an epoch; the batch size is lowered to reach them.
 
     Returns:
         Loss after each epoch, by ``train`` and ``valid``.
 
     Raises:
-        TrainingError: If the loss is not finite.
+        TrainingError: If the loss is not finite, or ``base`` is another kind of network.
     """
+    if base is not None:
+        start_from(network, base)
     config = replace(config, batch_size=max(1, min(config.batch_size, n_rows // min_steps)))
     job = _Job(network.to(config.device), n_rows, step, validate, config)
     weights, history = run_loop("torch", _training_loop, config, [job])
