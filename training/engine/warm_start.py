@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,10 +12,10 @@ from handlers.feature import OOV_INDEX
 from handlers.models.layers import FeatureInputs
 from training.engine.worker import TrainingError
 
-# Arguments of a network's constructor that may differ: they follow from data, or shape no weights.
-FREE_ARGUMENTS = ("cardinalities", "n_items", "target_means", "dropout")
+# Arguments of a network's constructor that follow from the data.
+FREE_ARGUMENTS = ("cardinalities", "n_items", "target_means")
 # Arguments whose name is not that of their flag.
-FLAGS = {"embed_dim": "embedding_dim"}
+FLAGS = {"embed_dim": "embedding_dim", "pretrained": "embeddings"}
 
 
 @torch.no_grad()
@@ -62,15 +63,17 @@ def _copy_rows(old: Tensor, new: Tensor) -> None:
 
 
 def _expect_same_arguments(network: Any, base: Any) -> None:
+    before, now = base.config, network.config
     changed = [
-        f"--{FLAGS.get(name, name).replace('_', '-')} was {_shown(base.config.get(name))}, "
-        f"is {_shown(value)}"
-        for name, value in network.config.items()
-        if not name.endswith(FREE_ARGUMENTS) and value != base.config.get(name)
+        f"--{FLAGS.get(name, name).replace('_', '-')} was {_shown(before, name)}, "
+        f"is {_shown(now, name)}"
+        for name in {**before, **now}
+        if not name.endswith(FREE_ARGUMENTS) and before.get(name) != now.get(name)
     ]
     if type(network) is not type(base) or changed:
         raise TrainingError(f"--init-from: expected the same network; {'; '.join(changed)}")
 
 
-def _shown(value: Any) -> str:
+def _shown(config: Mapping[str, Any], name: str) -> str:
+    value = config.get(name, "the default")
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
