@@ -16,7 +16,6 @@ from handlers.models.xgb import ARCH_VERSION, BOOSTER_FILE, META_FILE
 from handlers.schema import Matrix
 from training import run
 from training.bounds import Count, LearningRate, Weight
-from training.data import validation
 from training.engine.boosting import MatrixBatches, TreeProgress
 from training.engine.fit import History
 from training.engine.launch import run_loop
@@ -57,6 +56,7 @@ class Config(RankingConfig):
     """
 
     model: ClassVar[str] = "xgb"
+    library: ClassVar[str] = "xgboost"
 
     label: str = "label"
     epochs: Count = 1500
@@ -78,7 +78,7 @@ def evaluation(config: Config, columns: Sequence[str] = ()) -> RankingEvaluation
 def train(config: Config) -> Path:
     """Train, report and write the artifacts; return their folder."""
     test = evaluation(config)
-    statistics = validation.check(test.train_frame, [config.label], config)
+    statistics = run.check_data(test, [config.label], config)
     data = test.data
     labels = {split: targets[:, 0] for split, targets in data.targets.items()}
     inputs, encoded = fit_target_encodings(data.schema, data.train, labels["train"], config.seed)

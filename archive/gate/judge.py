@@ -163,7 +163,7 @@ def held_out(
     read_in_training = {name for v in values if isinstance(v, str) for name in split_names(v)}
     wanted = {*config.slice, *(name for names in columns.values() for name in names)}
     extra = tuple(wanted - read_in_training)
-    run = replace(run, engine="local", extra_columns=extra, **column_flags)
+    run = replace(run, engine="local", init_from="", extra_columns=extra, **column_flags)
     return script.evaluation(run, config.slice)
 
 

@@ -20,6 +20,7 @@ from handlers.encoders import TokenLists
 from handlers.feature import LISTS, Feature
 from handlers.schema import FeatureSchema, Matrix
 from handlers.values import LIST_SEPARATOR, hashed_id
+from training.data.extension import extended
 from training.data.sources import DataError
 
 Column = npt.NDArray[np.float32]
@@ -51,12 +52,15 @@ def computable_crosses(features: Sequence[str]) -> list[str]:
     return [name for name in features if set(CROSSES.get(name, {""})) <= set(features)]
 
 
-def fit_schema(train: pd.DataFrame, drafts: Sequence[Feature]) -> FeatureSchema:
+def fit_schema(
+    train: pd.DataFrame, drafts: Sequence[Feature], base: FeatureSchema | None = None
+) -> FeatureSchema:
     """Learn defaults, ranges and vocabularies from the training split.
 
     Args:
         train: The training split as :func:`training.data.tables.read_table` returns it.
         drafts: The features in order, without what is learned.
+        base: The schema of an earlier version, which the new one extends.
 
     Returns:
         The schema. A number that is missing in some rows has the default None, and the model
@@ -64,7 +68,7 @@ def fit_schema(train: pd.DataFrame, drafts: Sequence[Feature]) -> FeatureSchema:
 
     Raises:
         DataError: If there is no feature, a name repeats or cannot be a JSON key, or a numeric
-            feature was read as text.
+            feature was read as text; or if the features are not those of ``base``.
     """
     features = [draft.name for draft in drafts]
     if not features:
@@ -95,7 +99,8 @@ def fit_schema(train: pd.DataFrame, drafts: Sequence[Feature]) -> FeatureSchema:
             )
         else:
             learned.append(replace(draft, default=None) if draft.kind == "age" else draft)
-    return FeatureSchema(_with_ranges(learned, train))
+    schema = FeatureSchema(_with_ranges(learned, train))
+    return schema if base is None else extended(base, schema)
 
 
 def _with_ranges(features: Sequence[Feature], train: pd.DataFrame) -> list[Feature]:

@@ -185,7 +185,7 @@ def load_ranking_data(
         )
     label = targets[0]
     train = sample_negatives(splits.train, label, config.negative_sampling_rate, config.seed)
-    schema = fit_schema(train, drafts)
+    schema = fit_schema(train, drafts, config.base_schema())
     _log_clients(schema)
     return RankingData(
         schema=schema,

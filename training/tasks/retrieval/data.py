@@ -161,8 +161,12 @@ def load_retrieval_data(config: RetrievalConfig) -> RetrievalData:
     id_col = config.item_id
     drafts = _drafts(config, user_cols, item_cols)
     splits = _read(data, config, drafts)
-    user_schema = fit_schema(splits.train, drafts[: len(user_cols)])
-    item_schema = fit_schema(splits.train, drafts[len(user_cols) :])
+    user_schema = fit_schema(
+        splits.train, drafts[: len(user_cols)], config.base_schema("user_features")
+    )
+    item_schema = fit_schema(
+        splits.train, drafts[len(user_cols) :], config.base_schema("item_features")
+    )
     table = pd.concat(dict(splits.items()))
     split_of = table.index.get_level_values(0)
     items = _codes(table, [id_col] if id_col in table else item_cols)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -99,6 +99,11 @@ class SearchPairs:
     labels: Tensor
     order: Indices
 
+    def to(self, device: str) -> SearchPairs:
+        """Copy what a network trains on to a device."""
+        names = ("queries", "counts", "owner", "docs", "labels")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
 
 @dataclass(frozen=True)
 class SearchData:
@@ -156,11 +161,19 @@ def load_search_data(config: SearchConfig) -> SearchData:
     query_cols, doc_cols = _columns(config)
     drafts = config.drafts([*query_cols, *doc_cols], "--query-cols or --doc-cols")
     splits = _read(data, config, drafts)
+    base = config.base()
+    if base is not None and base.meta["text"] != config.text:
+        raise DataError(
+            f"--init-from: expected a version {'with' if config.text else 'without'} --text"
+        )
     query_columns, doc_columns = (
         TextColumn(*(draft.name for draft in part))
         if config.text
-        else FeatureColumns(fit_schema(splits.train, part))
-        for part in (drafts[: len(query_cols)], drafts[len(query_cols) :])
+        else FeatureColumns(fit_schema(splits.train, part, config.base_schema(key)))
+        for part, key in (
+            (drafts[: len(query_cols)], "features"),
+            (drafts[len(query_cols) :], "doc_features"),
+        )
     )
     table = pd.concat(splits, ignore_index=True)
     docs, first = _distinct(table[doc_cols])
