@@ -171,6 +171,42 @@ def test_a_model_learns_what_a_missing_cell_means(
     assert clicks[0] < clicks[3] / 2  # no row without a CTR was clicked
 
 
+@pytest.mark.parametrize("rate", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("model", RANKERS)
+def test_an_unknown_category_scores_near_the_base_rate(
+    fit: Callable[..., Path], model: str, rate: float
+) -> None:
+    rng = np.random.default_rng(0)
+    # Networks hide 1.5 % of the values: in fewer rows, too few to learn from.
+    n = 1_000 if model == "xgb" else 5_000
+    label = (rng.random(n) < rate).astype(int)
+    table = pd.DataFrame(
+        {
+            "city": np.where(label, "Paris", "Rome"),
+            "color": rng.choice(["red", "green"], n),
+            "label": label,
+            "gmv": rng.random(n),
+        }
+    )
+    flags = ["--features", "city,color", "--categorical", "city,color", "--epochs", "10"]
+    own = {
+        "xgb": ["--epochs", "100"],
+        "deepfm": ["--batch-size", "1024"],
+        # The weight keeps the amount, which no city tells, from shaping the shared experts.
+        "mmoe": ["--targets", "label,gmv", "--tasks", "ctr,gmv", "--task-weights", "1", "0.01"],
+    }
+    handler = load_handler(model, fit(model, table, *flags, *own[model]))
+
+    def predicted(city: str, color: str) -> float:
+        [prediction] = predict(handler, [{"city": city, "color": color}])
+        return float(prediction["ctr"] if isinstance(prediction, dict) else prediction)
+
+    assert predicted("Paris", "red") > 0.9
+    assert predicted("Rome", "red") < 0.1
+    for color in ("red", "green", "mauve"):
+        assert predicted("Oslo", color) == pytest.approx(label.mean(), abs=0.1)
+
+
 def test_unknown_tokens_are_encoded_as_training_learned_them(
     artifact_folder: Callable[[Example], Path],
 ) -> None:

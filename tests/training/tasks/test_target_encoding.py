@@ -10,7 +10,11 @@ import pytest
 from handlers.models.xgb import TreeInputs
 from handlers.schema import FIRST_TOKEN_INDEX, OOV_INDEX, Feature, FeatureSchema
 from training.metrics.ranking import auc
-from training.tasks.ranking.target_encoding import PRIOR_ROWS, fit_target_encodings
+from training.tasks.ranking.target_encoding import (
+    PRIOR_ROWS,
+    fit_target_encodings,
+    hide_categories,
+)
 
 N_IDS = 400
 SCHEMA = FeatureSchema(
@@ -72,3 +76,29 @@ def test_seed_determines_the_folds() -> None:
     )
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+def test_hidden_categories_are_a_share_with_the_mean_label_of_all() -> None:
+    two = FeatureSchema([*SCHEMA.features, Feature("user_id", kind="category", hash_buckets=64)])
+    users = RNG.integers(64, size=(2_000, 2)) + FIRST_TOKEN_INDEX
+    matrix = np.column_stack([MATRIX, users]).astype(np.float32)
+    hidden = hide_categories(two, matrix, NOISE, 0.05, seed=0)
+    changed = hidden != matrix
+    assert (hidden[changed] == OOV_INDEX).all()
+    assert not changed[:, 0].any()
+    assert (changed[:, 2] == changed[:, 3]).all()  # both columns of a hashed category
+    item, user = changed[:, 1], changed[:, 2]
+    assert item.mean() == pytest.approx(0.1, abs=0.01)  # alone, and with all others
+    assert (item & user).mean() == pytest.approx(0.05, abs=0.01)
+    assert NOISE[item & user].mean() == pytest.approx(NOISE.mean(), abs=0.02)
+    assert np.array_equal(hidden, hide_categories(two, matrix, NOISE, 0.05, seed=0))
+    assert not np.array_equal(hidden, hide_categories(two, matrix, NOISE, 0.05, seed=1))
+
+
+def test_unknown_rows_look_the_same_in_training_and_serving() -> None:
+    hidden = hide_categories(SCHEMA, MATRIX, NOISE, 0.05, seed=0)
+    encodings, encoded = fit_target_encodings(SCHEMA, hidden, NOISE, seed=0)
+    unknown = hidden[:, 1] == OOV_INDEX
+    assert unknown.sum() == 100
+    assert np.array_equal(encoded[unknown], TreeInputs(encodings)(hidden[unknown]))
+    assert (encoded[unknown, 2] == 0).all()
