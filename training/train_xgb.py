@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,6 +28,7 @@ from training.metrics.tables import metric_table
 from training.tasks.ranking.data import RankingConfig, load_ranking_data
 from training.tasks.ranking.evaluation import ListEvaluation, RankingEvaluation
 from training.tasks.ranking.target_encoding import fit_target_encodings, hide_categories
+from training.tasks.ranking.weights import WeightFlags
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,22 @@ class Config(RankingConfig, BoostConfig):
 
 def evaluation(config: Config, columns: Sequence[str] = ()) -> RankingEvaluation:
     """Load the data to evaluate on, with further columns to group results by."""
-    if config.ranks and not config.group:
+    if not config.ranks:
+        return RankingEvaluation(load_ranking_data(config, [config.label], columns), config.seed)
+    if not config.group:
         raise TrainingError(
             f"--objective {config.objective}: expected --group, the column that tells which rows "
             "are ranked together, such as session_id"
         )
-    grades = config.objective in ("rank:ndcg", "rank:pairwise")
-    data = load_ranking_data(
-        config, [config.label], columns, whole_groups=config.ranks, has_grades=grades
-    )
-    return (ListEvaluation if config.ranks else RankingEvaluation)(data, config.seed)
+    for flag in fields(WeightFlags):
+        if getattr(config, flag.name) != flag.default:
+            raise TrainingError(
+                f"--{flag.name.replace('_', '-')}: expected --objective binary:logistic; "
+                f"{config.objective} compares the rows of a group, and they all count the same"
+            )
+    grades = config.objective != "rank:map"
+    data = load_ranking_data(config, [config.label], columns, whole_groups=True, has_grades=grades)
+    return ListEvaluation(data, config.seed)
 
 
 def train(config: Config) -> Path:
@@ -66,13 +73,14 @@ def train(config: Config) -> Path:
     statistics = validation.check(test.train_frame, [config.label], config)
     data = test.data
     labels = {split: targets[:, 0] for split, targets in data.targets.items()}
-    parameters["min_child_weight"], share = leaf_limit(config, labels["train"])
+    weights = data.weights
+    parameters["min_child_weight"], share = leaf_limit(config, labels["train"], weights["train"])
     train_matrix, valid_matrix = (
         hide_categories(data.schema, matrix, labels[split], share, config.seed)
         for split, matrix in (("train", data.train), ("valid", data.valid))
     )
     encodings, encoded = fit_target_encodings(
-        data.schema, train_matrix, labels["train"], config.seed
+        data.schema, train_matrix, labels["train"], weights["train"], config.seed
     )
     inputs = TreeInputs(encodings)
     if config.normalize:
@@ -80,13 +88,13 @@ def train(config: Config) -> Path:
         inputs.std = np.nanstd(encoded, axis=0).clip(1e-6)
         encoded = (encoded - inputs.mean) / inputs.std
     parameters |= monotone_constraints(config.monotone, data.schema, encoded.shape[1])
-    groups = data.groups if config.ranks and data.groups else {}
-    booster, history = boost(
-        config,
-        parameters,
-        Rows(encoded, labels["train"], groups.get("train")),
-        Rows(inputs(valid_matrix), labels["valid"], groups.get("valid")),
+    train_rows, valid_rows = (
+        Rows(matrix, labels[split], groups=data.groups[split])
+        if config.ranks
+        else Rows(matrix, labels[split], weights[split])
+        for split, matrix in (("train", encoded), ("valid", inputs(valid_matrix)))
     )
+    booster, history = boost(config, parameters, train_rows, valid_rows)
 
     def predict(matrix: Matrix) -> Any:
         return booster.predict(xgb.DMatrix(inputs(matrix)))

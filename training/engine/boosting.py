@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -28,27 +30,44 @@ class Rows:
     Attributes:
         matrix: Features, float32 [B, C].
         labels: Labels, float32 [B].
+        weights: Weights of the rows, float32 [B]; None if the objective ranks.
         groups: Group of each row, [B]; None if the objective does not rank.
     """
 
     matrix: Array
     labels: Array
+    weights: Array | None = None
     groups: npt.NDArray[Any] | None = None
+
+    def __getitem__(self, rows: slice | npt.NDArray[Any]) -> Rows:
+        """Select rows by position or mask."""
+        return Rows(
+            self.matrix[rows],
+            self.labels[rows],
+            None if self.weights is None else self.weights[rows],
+            None if self.groups is None else self.groups[rows],
+        )
 
     def sorted_by_group(self) -> Rows:
         """Return the rows with those of a group together and its number, from 0, as the group."""
         if self.groups is None:
             return self
         numbers = np.unique(self.groups, return_inverse=True)[1]
-        order = np.argsort(numbers, kind="stable")
-        return Rows(self.matrix[order], self.labels[order], numbers[order])
+        return replace(self, groups=numbers)[np.argsort(numbers, kind="stable")]
 
     def shares(self, n: int) -> list[Rows]:
-        """Deal the rows to n workers; those of a group stay together."""
+        """Deal the rows, sorted by group, to n workers; those of a group stay together."""
         if self.groups is None:
-            return [Rows(self.matrix[i::n], self.labels[i::n]) for i in range(n)]
-        parts = [self.groups % n == i for i in range(n)]
-        return [Rows(self.matrix[p], self.labels[p], self.groups[p]) for p in parts]
+            return [self[i::n] for i in range(n)]
+        return [self[self.groups % n == i] for i in range(n)]
+
+    def batches(self, size: int) -> list[Rows]:
+        """Cut the rows, sorted by group, into batches; larger ones where a group would be cut."""
+        cuts = np.arange(0, len(self.labels), size)
+        if self.groups is not None:
+            starts = np.flatnonzero(np.diff(self.groups, prepend=-1))
+            cuts = np.unique(starts[np.searchsorted(starts, cuts, side="right") - 1])
+        return [self[start:stop] for start, stop in pairwise([*cuts.tolist(), len(self.labels)])]
 
 
 def boost(
@@ -90,9 +109,11 @@ def _boost(job: _Job, worker: Worker) -> tuple[xgb.Booster, History]:
     config, parameters = job.config, job.parameters
     is_local = config.engine == "local"
     train_data = xgb.QuantileDMatrix(
-        MatrixBatches(job.train, config.batch_size), max_bin=parameters["max_bin"]
+        MatrixBatches(job.train.batches(config.batch_size)), max_bin=parameters["max_bin"]
     )
-    valid_data = xgb.QuantileDMatrix(MatrixBatches(job.valid, config.batch_size), ref=train_data)
+    valid_data = xgb.QuantileDMatrix(
+        MatrixBatches(job.valid.batches(config.batch_size)), ref=train_data
+    )
     state = worker.saved() or {
         "booster": None,
         "history": {"train": [], "valid": []},
@@ -127,33 +148,20 @@ class MatrixBatches(xgb.DataIter):
     """Passes a matrix to XGBoost in batches, which bounds the memory of the quantile sketch.
 
     Args:
-        rows: The rows; those of a group stand together.
-        batch_size: Rows of a batch; more where a group would be cut in two.
+        batches: The rows; a group is in one batch.
     """
 
-    def __init__(self, rows: Rows, batch_size: int) -> None:
+    def __init__(self, batches: Sequence[Rows]) -> None:
         super().__init__()
-        cuts = np.arange(batch_size, len(rows.labels), batch_size)
-        if rows.groups is not None:
-            ends = np.append(np.flatnonzero(np.diff(rows.groups)) + 1, len(rows.labels))
-            cuts = np.unique(ends[np.searchsorted(ends, cuts)])
-        batches = [np.split(values, cuts) for values in (rows.matrix, rows.labels)]
-        keys = ["data", "label"]
-        if rows.groups is not None:
-            batches.append(np.split(rows.groups, cuts))
-            keys.append("qid")
-        self._batches = [
-            dict(zip(keys, batch, strict=True))
-            for batch in zip(*batches, strict=True)
-            if len(batch[0])
-        ]
+        self._batches = batches
         self._next = 0
 
     def next(self, input_data: Any) -> bool:
         """Pass the next batch on; returns False after the last one."""
         if self._next == len(self._batches):
             return False
-        input_data(**self._batches[self._next])
+        rows = self._batches[self._next]
+        input_data(data=rows.matrix, label=rows.labels, weight=rows.weights, qid=rows.groups)
         self._next += 1
         return True
 

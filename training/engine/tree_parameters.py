@@ -18,6 +18,7 @@ from pydantic import Field
 
 from handlers.schema import FeatureSchema
 from training.bounds import Count, LearningRate, Seed, Weight
+from training.engine.fit import OOV_SHARE
 from training.engine.worker import EngineConfig, TrainingError
 
 # The rounding of a sum depends on the number of threads; a fixed number makes runs repeatable.
@@ -28,9 +29,8 @@ MAX_LEAF_SHARE = 0.04
 # Hessians of a ranking objective, as a share of those of the logistic one: the least seen, for
 # lists of 100.
 RANKING_HESSIANS = 0.25
-# Share of the rows that training hides each category of, and all of them, and how many leaves these
-# rows must be able to fill where that share is too small: a leaf of their own, with some room.
-OOV_SHARE = 0.0075
+# The rows with an unknown category fill this many leaves, so that the subsample of a tree has
+# enough of them for one.
 OOV_LEAVES = 1.5
 MAX_OOV_SHARE = 0.12
 # Parameters with a second name, by which they would be set twice.
@@ -73,7 +73,6 @@ class BoostConfig(EngineConfig):
         monotone: Numbers that the prediction may only rise with (item_ctr:1) or fall with
             (item_price:-1).
         param: Any other parameter of XGBoost, such as lambda=2; wins over the flags above.
-        device: Device that trains. The model is served on any.
         seed: Seed of the subsamples.
     """
 
@@ -90,7 +89,6 @@ class BoostConfig(EngineConfig):
     )
     monotone: tuple[str, ...] = ()
     param: Annotated[Pairs, tyro.conf.UseAppendAction] = ()
-    device: Literal["cpu", "cuda"] = "cpu"
     seed: Seed = 0
 
     @property
@@ -118,8 +116,7 @@ def booster_parameters(config: BoostConfig) -> dict[str, Any]:
     """Return XGBoost's parameters: those of the flags, then those of ``--param``.
 
     Raises:
-        TrainingError: If XGBoost does not know a parameter or refuses its value, or there is no
-            such device.
+        TrainingError: If XGBoost does not know a parameter or refuses its value.
     """
     parameters = {
         "objective": config.objective,
@@ -135,6 +132,7 @@ def booster_parameters(config: BoostConfig) -> dict[str, Any]:
         "seed": config.seed,
     }
     parameters |= config.given
+    # One tree on two rows: XGBoost checks its parameters only when it trains.
     tiny = xgb.QuantileDMatrix(np.zeros((2, 1)), [0, 1], qid=[0, 0] if config.ranks else None)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -146,8 +144,6 @@ def booster_parameters(config: BoostConfig) -> dict[str, Any]:
             pairs = " ".join(pair for pairs in config.param for pair in pairs)
             raise TrainingError(f"--param {pairs}: XGBoost refuses it: {reason}") from error
     messages = "\n".join(str(warning.message) for warning in caught)
-    if config.device == "cuda" and "GPU" in messages:
-        raise TrainingError("--device cuda: expected a CUDA device, XGBoost finds none")
     if unused := re.search(r"Parameters: \{ (.*) \} are not used", messages):
         raise TrainingError("\n".join(_unused(re.findall(r'"(.*?)"', unused[1]), config)))
     return parameters
@@ -229,20 +225,21 @@ def monotone_constraints(
     return {"monotone_constraints": f"({','.join(map(str, constraints))})"}
 
 
-def leaf_limit(config: BoostConfig, labels: Array) -> tuple[float, float]:
-    """Compute the least hessians of a leaf, and the share of the rows to hide categories of.
+def leaf_limit(config: BoostConfig, labels: Array, weights: Array) -> tuple[float, float]:
+    """Compute the least hessians of a leaf, and the share of the rows to hide each category in.
 
     Args:
         config: How trees are boosted.
         labels: Labels of the training split, [B].
+        weights: Weights of the rows, [B]; their mean is 1.
 
     Returns:
         ``min_child_weight`` in effect, and a share in [0, 1].
     """
-    rate = float((labels > 0).mean()) if config.ranks else float(labels.mean())
+    rate = float(np.average(labels > 0, weights=weights))
     hessians = len(labels) * rate * (1 - rate) * (RANKING_HESSIANS if config.ranks else 1)
-    weight = min(config.min_child_weight, MAX_LEAF_SHARE * hessians)
-    weight = float(config.given.get("min_child_weight", weight))
+    limit = min(config.min_child_weight, MAX_LEAF_SHARE * hessians)
+    limit = float(config.given.get("min_child_weight", limit))
     subsample = float(config.given.get("subsample", config.subsample))
-    share = OOV_LEAVES * weight / (subsample * hessians)
-    return weight, min(max(OOV_SHARE, share), MAX_OOV_SHARE)
+    share = OOV_LEAVES * limit / (subsample * hessians)
+    return limit, min(max(OOV_SHARE, share), MAX_OOV_SHARE)

@@ -78,7 +78,7 @@ class RankingData:
         weights: Weights in the loss of the rows of train and valid, float32 [B], their mean is 1.
         train_frame: Training split before encoding, with the negatives that sampling dropped.
         test_frame: Test split before encoding: the features and any other columns that were read.
-        groups: Group of each row by split, [B]; None without a group column.
+        groups: Group of each row by split, [B]; empty without a group column.
         oracle: Expectation of each target on the test split, float32 [B, T]; None unless the data
             is synthetic.
         golden_rows: Golden request rows.
@@ -93,7 +93,7 @@ class RankingData:
     weights: dict[str, RowWeights]
     train_frame: pd.DataFrame
     test_frame: pd.DataFrame
-    groups: dict[str, npt.NDArray[Any]] | None
+    groups: dict[str, npt.NDArray[Any]]
     oracle: Targets | None
     golden_rows: list[dict[str, Any]]
     sha256: str
@@ -211,9 +211,11 @@ def load_ranking_data(
         },
         train_frame=splits.train,
         test_frame=splits.test,
-        groups={name: frame[config.group].to_numpy() for name, frame in splits.items()}
-        if config.group
-        else None,
+        groups={
+            name: frame[config.group].to_numpy()
+            for name, frame in splits._replace(train=train).items()
+            if config.group
+        },
         oracle=_oracle(DEFAULT_DATA, targets) if config.uses_default_data else None,
         golden_rows=golden_rows(schema, splits.test),
         sha256=data.sha256(*splits),

@@ -41,7 +41,7 @@ class RankingEvaluation(Evaluation):
     def __init__(self, data: RankingData, seed: int) -> None:
         self.data, self.seed = data, seed
         self.frame, self.data_sha256 = data.test_frame, data.sha256
-        self.groups = None if data.groups is None else data.groups["test"]
+        self.groups = data.groups.get("test")
         self.train_frame = data.train_frame
         self.labels = data.targets["test"][:, 0]
 
@@ -80,15 +80,16 @@ class RankingEvaluation(Evaluation):
             Probabilities or amounts, [B].
         """
         targets = self.data.targets["train"]
+        weights = self.data.weights["train"]
         encodings, encoded = fit_target_encodings(
-            self.data.schema, self.data.train, targets[:, 0], self.seed
+            self.data.schema, self.data.train, targets[:, 0], weights, self.seed
         )
         pipeline = make_pipeline(StandardScaler(), model)
         name = pipeline.steps[-1][0]
         pipeline.fit(
             np.nan_to_num(encoded),
             self.learned(targets[:, task]),
-            **{f"{name}__sample_weight": self.data.weights["train"]},
+            **{f"{name}__sample_weight": weights},
         )
         test = np.nan_to_num(TreeInputs(encodings)(self.data.test))
         scores: Results = (
@@ -126,9 +127,7 @@ class ListEvaluation(RankingEvaluation):
 
     def __init__(self, data: RankingData, seed: int) -> None:
         super().__init__(data, seed)
-        if self.groups is None:
-            raise ValueError("expected data with a group column")
-        self.lists = self.groups
+        self.lists = data.groups["test"]
         self.chance = self.report(np.zeros(len(self.labels))).get(self.primary, 0.0)
 
     def results(self, output: ArchiveOutput) -> Results:

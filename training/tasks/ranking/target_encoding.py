@@ -1,29 +1,34 @@
-"""Mean labels and row counts of categories, the means out of fold: no row sees its own label."""
+"""Target encodings of categories, learned without leaking a row's own label.
+
+Shapes: B rows, C matrix columns, K of them categories.
+"""
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.model_selection import KFold
-from sklearn.preprocessing import TargetEncoder
 
 from handlers.models.xgb import TreeInputs
 from handlers.schema import OOV_INDEX, FeatureSchema, Matrix
+from training.tasks.ranking.weights import RowWeights
 
 N_FOLDS = 10
 # Weight of the overall mean, in rows: the mean of an id seen this often counts for half.
 PRIOR_ROWS = 10.0
 
 Vector = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.int64]
 
 
 def fit_target_encodings(
-    schema: FeatureSchema, matrix: Matrix, labels: Vector, seed: int
+    schema: FeatureSchema, matrix: Matrix, labels: Vector, weights: RowWeights, seed: int
 ) -> tuple[dict[int, Matrix], Matrix]:
-    """Learn an encoding of each category column.
+    """Learn the mean label of each index of each category column.
 
     Args:
-        schema: Schema of the matrix, which has C columns, K of them categories.
-        matrix: Training split, float32 [B, C], B at least 2.
+        schema: Schema of the matrix.
+        matrix: Training split, float32 [B, C].
         labels: Labels, float32 [B].
+        weights: Weights of the rows, float32 [B].
         seed: Seed of the folds.
 
     Returns:
@@ -32,31 +37,38 @@ def fit_target_encodings(
         row's means learned from the other folds only, float32 [B, C + K]. Out-of-vocabulary
         tokens count 0 rows, and their mean is the same in both.
     """
-    cardinalities = {column: n for column, n in enumerate(schema.cardinalities) if n}
-    if not cardinalities:
-        return {}, matrix
-    columns = list(cardinalities)
-    indices = matrix[:, columns].astype(np.int64)  # [B, K]
-    encoder = TargetEncoder(
-        categories=[np.arange(n) for n in cardinalities.values()],
-        # The folds of a "binary" target are stratified, which fails with few positive labels.
-        target_type="continuous",
-        smooth=PRIOR_ROWS,
-        cv=KFold(min(N_FOLDS, len(matrix)), shuffle=True, random_state=seed),
-    )
-    held_out_means = encoder.fit_transform(indices, labels.astype(np.float64))  # [B, K]
-    encodings = {
-        column: np.column_stack([means, np.bincount(index, minlength=len(means))]).astype(
-            np.float32
-        )
-        for column, means, index in zip(columns, encoder.encodings_, indices.T, strict=True)
+    indices = {
+        column: matrix[:, column].astype(np.int64)
+        for column, cardinality in enumerate(schema.cardinalities)
+        if cardinality
     }
-    for table in encodings.values():
-        table[OOV_INDEX, 1] = 0
+    encodings = {
+        column: _encoding(index, labels, weights, schema.cardinalities[column])
+        for column, index in indices.items()
+    }
+    for encoding in encodings.values():
+        encoding[OOV_INDEX, 1] = 0
     encoded = TreeInputs(encodings)(matrix)
-    # A mean that all unknown rows share tells none of them its label, so it needs no folds.
-    encoded[:, columns] = np.where(indices == OOV_INDEX, encoded[:, columns], held_out_means)
+    if not indices:
+        return encodings, encoded
+    folds = KFold(min(N_FOLDS, len(matrix)), shuffle=True, random_state=seed)
+    for others, fold in folds.split(matrix):
+        for column, index in indices.items():
+            # A mean that all unknown rows share tells none of them its label.
+            rows = fold[index[fold] != OOV_INDEX]
+            learned = _encoding(
+                index[others], labels[others], weights[others], schema.cardinalities[column]
+            )
+            encoded[rows, column] = learned[index[rows], 0]
     return encodings, encoded
+
+
+def _encoding(index: Indices, labels: Vector, weights: RowWeights, cardinality: int) -> Matrix:
+    """Compute the smoothed mean label and the total weight of each index, [cardinality, 2]."""
+    rows = np.bincount(index, weights, cardinality)
+    positives = np.bincount(index, weights * labels, cardinality)
+    means = (positives + PRIOR_ROWS * positives.sum() / rows.sum()) / (rows + PRIOR_ROWS)
+    return np.column_stack([means, rows]).astype(np.float32)
 
 
 def hide_categories(
@@ -64,36 +76,33 @@ def hide_categories(
 ) -> Matrix:
     """Make some categories out-of-vocabulary, so that the trees learn what to predict for those.
 
-    A share of the rows loses each category on its own and, if there are several, another share
-    loses all of them: trees that saw unknown users only with known items cannot tell what to
-    predict for an unknown user and an unknown item.
+    Of four rows that lose categories, two lose all, and the other two lose one half of them each.
 
     Args:
         schema: Schema of the matrix.
         matrix: Split, float32 [B, C].
         labels: Labels, float32 [B]; the rows that lose a category have the mean label of all.
-        share: Share of the rows.
+        share: Share of the rows that each category is hidden in.
         seed: Seed of the rows.
 
     Returns:
         A copy, float32 [B, C]; the matrix itself if it has no categories.
     """
-    by_feature = [
-        list(range(start, start + feature.width))
+    columns = [
+        slice(start, start + feature.width)
         for feature, start in zip(schema.features, schema.starts.tolist(), strict=True)
         if feature.kind == "category"
     ]
-    if not by_feature:
+    if not columns:
         return matrix
-    all_columns = [column for columns in by_feature for column in columns]
     matrix, rng = matrix.copy(), np.random.default_rng(seed)
-    for columns in [all_columns, *(by_feature if len(by_feature) > 1 else [])]:
-        matrix[_sample(labels, share, rng)[:, None], columns] = OOV_INDEX
-    return matrix
-
-
-def _sample(labels: Vector, share: float, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Draw a share of the row numbers, at even distances in the order of the labels."""
+    # At even distances in the order of the labels: few rows, too, have the mean label of all.
     order = np.lexsort((rng.random(len(labels)), labels))
-    n = round(share * len(labels))
-    return order[((np.arange(n) + rng.random()) * len(labels) / max(n, 1)).astype(np.int64)]
+    n = round(share / 0.75 * len(labels))
+    rows = order[((np.arange(n) + rng.random()) * len(labels) / max(n, 1)).astype(np.int64)]
+    half = np.tile(np.arange(len(columns)) < len(columns) / 2, (n // 4 + 1, 1))
+    half, every = rng.permuted(half, axis=1), np.ones_like(half)
+    hidden = np.stack([every, half, every, ~half], axis=1).reshape(-1, len(columns))[:n]
+    for part, lost in zip(columns, hidden.T, strict=True):
+        matrix[rows[lost], part] = OOV_INDEX
+    return matrix
