@@ -26,7 +26,8 @@ from rich.table import Table
 from archive import catalog
 from bench.quality_runs import CALIBRATED, REAL_RUNS, TWIN_MARGIN, Run, default_runs
 from handlers.errors import UserError
-from training.run import INTERRUPTED, load_script, split_names
+from training.data.feature_flags import split_names
+from training.run import INTERRUPTED, load_script
 
 VERSION = "quality"
 ORACLE = "oracle"

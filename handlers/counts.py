@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -16,33 +17,36 @@ class FeatureCounts:
         missing: Absent or null values, int64 [F]. A cross feature that is computed does not count.
         out_of_range: Numbers outside the training range or beyond float32, int64 [F].
         out_of_vocabulary: Tokens that are not in the vocabulary of training, int64 [F].
+        truncated: Lists that were cut to the model's longest, int64 [F].
     """
 
     missing: npt.NDArray[np.int64]
     out_of_range: npt.NDArray[np.int64]
     out_of_vocabulary: npt.NDArray[np.int64]
+    truncated: npt.NDArray[np.int64]
+
+    @classmethod
+    def kinds(cls) -> tuple[str, ...]:
+        """Return the names of the counts."""
+        return tuple(field.name for field in fields(cls))
 
     @classmethod
     def zeros(cls, n_features: int) -> FeatureCounts:
         """Create counts that are all zero."""
-        return cls(*(np.zeros(n_features, dtype=np.int64) for _ in range(3)))
+        return cls(*(np.zeros(n_features, dtype=np.int64) for _ in cls.kinds()))
 
     def first(self, n_features: int) -> FeatureCounts:
         """Return a view of the first features' counts: adding to it adds to these counts."""
-        return FeatureCounts(
-            self.missing[:n_features],
-            self.out_of_range[:n_features],
-            self.out_of_vocabulary[:n_features],
-        )
+        return FeatureCounts(*(count[:n_features] for count in self._all()))
 
     def copy(self) -> FeatureCounts:
         """Copy the counts, for a later :meth:`restore`."""
-        return FeatureCounts(
-            self.missing.copy(), self.out_of_range.copy(), self.out_of_vocabulary.copy()
-        )
+        return FeatureCounts(*(count.copy() for count in self._all()))
 
     def restore(self, earlier: FeatureCounts) -> None:
         """Set the counts back to an earlier copy, in place."""
-        self.missing[:] = earlier.missing
-        self.out_of_range[:] = earlier.out_of_range
-        self.out_of_vocabulary[:] = earlier.out_of_vocabulary
+        for count, before in zip(self._all(), earlier._all(), strict=True):
+            count[:] = before
+
+    def _all(self) -> Iterator[npt.NDArray[np.int64]]:
+        return (getattr(self, kind) for kind in self.kinds())

@@ -7,11 +7,12 @@ from typing import Any, ClassVar
 import torch
 
 from handlers.base import CHUNK_ROWS, Predictions, Vectors
+from handlers.feature import Feature
 from handlers.models.dssm import ARCH_VERSION, META_FILE, WEIGHTS_FILE, FeatureDSSM, TextDSSM
 from handlers.models.text import TokenBags, buckets, search_terms
 from handlers.models.weights import load_network
 from handlers.request_rows import QUERY_FEATURES_KEY
-from handlers.schema import Feature, FeatureSchema, read_vocabularies
+from handlers.schema import FeatureSchema, read_vocabularies
 from handlers.values import to_text
 from handlers.wrapped_rows import WrappedRowsHandler
 
@@ -70,7 +71,7 @@ class DSSMHandler(WrappedRowsHandler):
 
     def _matrix(self, queries: list[tuple[Any, ...]]) -> torch.Tensor:
         """Encode queries that are features, float32 [B, C]."""
-        raw = self.schema.raw_matrix(queries)
+        raw = self.schema.raw_matrix(queries, self.counts)
         return torch.from_numpy(self.schema.matrix(raw, self.counts)).to(self.device)
 
     def _texts(self, queries: list[tuple[Any, ...]]) -> TokenBags:

@@ -72,4 +72,6 @@ class FeatureRowsHandler(RecHandler):
 
     def predict(self, rows: list[Any]) -> Scores:
         """Score all rows as one matrix."""
-        return self.score(self.schema.matrix(self.schema.raw_matrix(rows), self.counts))
+        return self.score(
+            self.schema.matrix(self.schema.raw_matrix(rows, self.counts), self.counts)
+        )

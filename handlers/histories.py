@@ -14,8 +14,9 @@ from torch import Tensor
 
 from handlers.counts import FeatureCounts
 from handlers.errors import RowError
+from handlers.feature import MISSING_INDEX, OOV_INDEX, Feature
 from handlers.request_rows import HISTORY_KEY
-from handlers.schema import MISSING_INDEX, OOV_INDEX, Feature, FeatureSchema
+from handlers.schema import FeatureSchema
 from handlers.values import Id
 
 Indices = npt.NDArray[np.int64]

@@ -8,6 +8,7 @@ import numpy as np
 
 from handlers.base import RecHandler
 from handlers.errors import RowError
+from handlers.feature import FIRST_TOKEN_INDEX, Feature
 from handlers.models.item2vec import (
     ARCH_VERSION,
     META_FILE,
@@ -18,7 +19,7 @@ from handlers.models.item2vec import (
     Vectors,
     word_tokens,
 )
-from handlers.schema import FIRST_TOKEN_INDEX, Feature, FeatureSchema
+from handlers.schema import FeatureSchema
 from handlers.values import Id
 
 # Stands for every unknown word: the replacement character of Unicode.

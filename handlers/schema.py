@@ -3,7 +3,7 @@
 Training and serving both call :meth:`FeatureSchema.matrix`, so they cannot treat a missing value,
 an overflow or a cross feature differently.
 
-Shapes: B instances, F features, C matrix columns (F, plus one for each hashed category).
+Shapes: B instances, F features, C matrix columns.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ import struct
 import types
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from hashlib import blake2b
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -26,127 +25,51 @@ import numpy.typing as npt
 from msgspec.structs import astuple
 
 from handlers.counts import FeatureCounts
-from handlers.values import MAX_EXACT, LostDigitsError, Token, row_token, to_token
+from handlers.encoders import (
+    ListEncoder,
+    RawMatrix,
+    TokenEncoder,
+    TokenLists,
+)
+from handlers.feature import (
+    FIRST_TOKEN_INDEX,
+    LISTS,
+    MISSING_INDEX,
+    OOV_INDEX,
+    TIMES,
+    Cardinality,
+    Feature,
+    value_type,
+)
+from handlers.times import (
+    HOURS,
+    WEEKDAYS,
+    Seconds,
+    age_in_days,
+    calendar,
+    time_zone,
+    to_seconds,
+)
 
 SCHEMA_VERSION = 1
 VOCABULARIES_FILE = "vocabularies.json"
 
-MISSING_INDEX = 0
-OOV_INDEX = 1
-FIRST_TOKEN_INDEX = 2
-
 Matrix = npt.NDArray[np.float32]
-RawMatrix = npt.NDArray[np.float64]
-
-
-class _Indices(dict[Token | None, int]):
-    """Indices of tokens in any spelling; unknown tokens have the out-of-vocabulary index."""
-
-    def __missing__(self, token: Token | None) -> int:
-        return self.get(to_token(token), OOV_INDEX)
-
-
-@dataclass(frozen=True, slots=True)
-class Feature:
-    """One input of a model.
-
-    Attributes:
-        name: Key in a request's row and column in the training data.
-        kind: ``number``, or ``category`` for an id or a string.
-        default: Replaces a missing number. None if training saw missing cells: NaN then reaches
-            the model, which has learned how to treat it.
-        train_range: Smallest and largest number of the training split.
-        product_of: Makes this a cross feature: the two numbers whose product replaces a missing
-            value.
-        vocabulary: Known tokens of a category; token i has index i + 2, after 0 for missing and
-            1 for out of vocabulary.
-        hash_buckets: If positive, the category is too large for a vocabulary and takes two matrix
-            columns, each a stable hash of the token modulo this number.
-    """
-
-    name: str
-    kind: Literal["number", "category"] = "number"
-    default: float | None = 0.0
-    train_range: tuple[float, float] | None = None
-    product_of: tuple[str, str] | None = None
-    vocabulary: tuple[str, ...] = ()
-    hash_buckets: int = 0
-
-    @property
-    def width(self) -> int:
-        """Number of matrix columns of the feature."""
-        return 2 if self.hash_buckets else 1
-
-    @property
-    def cardinality(self) -> int:
-        """Number of indices of a category, including the two reserved ones; 0 for a number."""
-        if self.kind == "number":
-            return 0
-        return FIRST_TOKEN_INDEX + (self.hash_buckets or len(self.vocabulary))
-
-
-class _CategoryEncoder:
-    """Encodes the tokens of one category as matrix columns of indices."""
-
-    def __init__(self, feature: Feature) -> None:
-        self._name, self._buckets = feature.name, feature.hash_buckets
-        self._index = _Indices({None: MISSING_INDEX})
-        for i, token in enumerate(feature.vocabulary, start=FIRST_TOKEN_INDEX):
-            self._index[token] = i
-            # With the number as a key too, a JSON number needs no conversion to text at serving
-            # time. As dictionary keys, 196 and 196.0 are the same.
-            for parse in (int, float):
-                try:
-                    number = parse(token)
-                    # A larger float may not be the id that it is equal to; `to_token` refuses it.
-                    if abs(number) <= MAX_EXACT and to_token(number) == token:
-                        self._index[number] = i
-                except ValueError:
-                    continue
-
-    def encode(self, tokens: Collection[Token | None]) -> RawMatrix:
-        """Return indices, float64 [B, width]; every index fits a float64 exactly.
-
-        Raises:
-            RowError: If a token is a float beyond 2^53.
-        """
-        try:
-            if self._buckets:
-                hashed = [self._hash(token) for token in tokens]
-                return np.array(hashed, dtype=np.float64).reshape(-1, 2)
-            index = self._index
-            return np.array([index[token] for token in tokens], dtype=np.float64)[:, None]
-        except LostDigitsError:
-            for row, token in enumerate(tokens):
-                row_token(token, row, self._name)  # raises for the token
-            raise
-
-    def _hash(self, value: Token | None) -> tuple[int, int]:
-        token = to_token(value)
-        if token is None:
-            return MISSING_INDEX, MISSING_INDEX
-        digest = blake2b(token.encode("utf-8", "replace"), digest_size=16)
-        hashes = digest.digest()
-        return (
-            FIRST_TOKEN_INDEX + int.from_bytes(hashes[:8], "big") % self._buckets,
-            FIRST_TOKEN_INDEX + int.from_bytes(hashes[8:], "big") % self._buckets,
-        )
-
-
-def _value_type(feature: Feature) -> Any:
-    return float | None if feature.kind == "number" else Token | None
 
 
 class FeatureSchema:
     """The features of a model in their order.
 
     Args:
-        features: At least one, with unique names; ``product_of`` names numbers of this schema.
+        features: At least one, with unique names; the features that others name are in the schema.
 
     Attributes:
         features: The features.
         names: Names of the features.
         starts: First matrix column of each feature, int64 [F].
+        columns: Matrix columns of each feature, by its name.
+        cardinalities: Number of indices in the matrix columns; 0 for a number. The columns of a
+            list share one entry.
         n_columns: C.
 
     Raises:
@@ -159,48 +82,116 @@ class FeatureSchema:
         duplicates = [name for name, n in Counter(self.names).items() if n > 1]
         if duplicates or not features:
             raise ValueError(f"expected distinct feature names, got {list(self.names)}")
-        numbers = {f.name for f in features if f.kind == "number" and f.product_of is None}
-        self._encoders = {f.name: _CategoryEncoder(f) for f in features if f.kind == "category"}
-        starts = np.cumsum([0, *(f.width for f in features)])
+        self._by_name = {f.name: f for f in features}
+        self._zones = {f.name: time_zone(f.time_zone) for f in features if f.kind in TIMES}
+        self._tokens = {f.name: TokenEncoder(f) for f in features if f.cardinality}
+        self._lists = {
+            f.name: ListEncoder(
+                self._tokens[self.items_of(f).name], f.max_length, f.separator, f.kind == "history"
+            )
+            for f in features
+            if f.kind in LISTS
+        }
+        widths = [self._width(f) for f in features]
+        starts = np.cumsum([0, *widths])
         self.n_columns = int(starts[-1])
-        column = {f.name: int(start) for f, start in zip(features, starts, strict=False)}
-        self._slices = [slice(column[f.name], column[f.name] + f.width) for f in features]
         self.starts = starts[:-1]
-        self._crosses: list[tuple[int, int, int]] = []
-        for f in features:
-            if f.product_of is not None:
-                if not numbers.issuperset(f.product_of):
-                    raise ValueError(f"{f.name}: product_of {f.product_of} is not two numbers")
-                left, right = f.product_of
-                self._crosses.append((column[f.name], column[left], column[right]))
+        self.columns = {
+            f.name: slice(int(start), int(start) + width)
+            for f, start, width in zip(features, starts, widths, strict=False)
+        }
+        self.cardinalities: list[Cardinality] = list(
+            chain.from_iterable(self._cardinalities(f) for f in features)
+        )
+        self._crosses = [self._cross(f, *f.product_of) for f in features if f.product_of]
         crosses = [cross for cross, _, _ in self._crosses]
         self._computed = np.isin(np.arange(self.n_columns), crosses)
-        self._category = np.zeros(self.n_columns, dtype=bool)
+        self._is_index = np.zeros(self.n_columns, dtype=bool)
+        # The two columns of a hashed category agree, so the first one counts for both.
+        self._counted = np.isin(np.arange(self.n_columns), self.starts)
         self._default = np.zeros(self.n_columns, dtype=np.float32)
         self._low = np.full(self.n_columns, np.finfo(np.float32).min)
         self._high = np.full(self.n_columns, np.finfo(np.float32).max)
-        for f, columns in zip(features, self._slices, strict=True):
-            self._category[columns] = f.kind == "category"
+        for f, columns in zip(features, self.columns.values(), strict=True):
+            self._is_index[columns] = not f.is_number
+            if f.kind in LISTS:
+                self._counted[columns.start : columns.start + f.max_length] = True
             self._default[columns] = np.nan if f.default is None else f.default
             if f.train_range is not None:
                 self._low[columns], self._high[columns] = f.train_range
 
+    def _width(self, f: Feature) -> int:
+        """Return the number of matrix columns of a feature."""
+        if f.kind == "time":
+            return 2
+        if f.is_number:
+            if f.kind == "age" and self._feature(f.event).kind != "time":
+                raise ValueError(f"{f.name}: {f.event} is not a time")
+            return 1
+        per_token = self._tokens[self.items_of(f).name].columns_per_token
+        return per_token * f.max_length if f.kind in LISTS else per_token
+
+    def _cardinalities(self, f: Feature) -> list[Cardinality]:
+        if f.is_number:
+            return [0]
+        if f.kind == "time":
+            return [FIRST_TOKEN_INDEX + HOURS, FIRST_TOKEN_INDEX + WEEKDAYS]
+        items = self.items_of(f)
+        n_fields = self._tokens[items.name].columns_per_token
+        if f.kind == "category":
+            return [f.cardinality] * n_fields
+        if f.kind == "multi":
+            return [(f.cardinality, f.max_length)] * n_fields
+        first = self.columns[items.name].start
+        return [(items.cardinality, f.max_length, first + i) for i in range(n_fields)]
+
+    def items_of(self, f: Feature) -> Feature:
+        """Return the feature with the vocabulary of a feature's tokens."""
+        items = self._feature(f.items) if f.kind == "history" else f
+        if items.kind not in ("category", "multi"):
+            raise ValueError(f"{f.name}: {items.name} is not a category")
+        return items
+
+    def _feature(self, name: str) -> Feature:
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise ValueError(f"expected a feature {name}, got {list(self.names)}") from None
+
+    def _cross(self, f: Feature, left: str, right: str) -> tuple[int, int, int]:
+        """Return the matrix columns of a cross feature and its two factors."""
+        factors = [self._by_name.get(name) for name in (left, right)]
+        if any(x is None or x.kind != "number" or x.product_of for x in factors):
+            raise ValueError(f"{f.name}: product_of {(left, right)} is not two numbers")
+        cross, *columns = (self.columns[name].start for name in (f.name, left, right))
+        return cross, columns[0], columns[1]
+
+    @property
+    def category_columns(self) -> dict[int, int]:
+        """Number of indices of each matrix column that holds one index, by the column."""
+        found: dict[int, int] = {}
+        column = 0
+        for entry in self.cardinalities:
+            if isinstance(entry, int) and entry:
+                found[column] = entry
+            column += 1 if isinstance(entry, int) else entry[1]
+        return found
+
     @property
     def column_features(self) -> list[Feature]:
         """Feature of each matrix column, C long."""
-        return [f for f in self.features for _ in range(f.width)]
-
-    @property
-    def cardinalities(self) -> list[int]:
-        """Number of indices in each matrix column, 0 for a number, C long."""
-        return [f.cardinality for f in self.column_features]
+        return [
+            f
+            for f, c in zip(self.features, self.columns.values(), strict=True)
+            for _ in range(c.stop - c.start)
+        ]
 
     # Rows of requests
 
     def row_struct(self, forbid_unknown: bool) -> type[msgspec.Struct]:
         """Return a struct type that decodes and validates a row given as an object."""
         fields: list[tuple[str, Any, Any]] = [
-            (f"f{i}", _value_type(f), math.nan if f.kind == "number" else None)
+            (f"f{i}", value_type(f), math.nan if f.kind == "number" else None)
             for i, f in enumerate(self.features)
         ]
         rename = {f"f{i}": name for i, name in enumerate(self.names)}
@@ -210,14 +201,23 @@ class FeatureSchema:
 
     def row_type(self, forbid_unknown: bool) -> Any:
         """Return the type of a row: an object, or a vector of exactly F values."""
-        vector: Any = types.GenericAlias(tuple, tuple(_value_type(f) for f in self.features))
+        vector: Any = types.GenericAlias(tuple, tuple(value_type(f) for f in self.features))
         return self.row_struct(forbid_unknown) | vector
 
-    def raw_matrix(self, rows: Sequence[Any]) -> RawMatrix:
-        """Convert rows of :meth:`row_type` to values with NaN for missing, float64 [B, C]."""
+    def raw_matrix(self, rows: Sequence[Any], counts: FeatureCounts | None = None) -> RawMatrix:
+        """Convert rows of :meth:`row_type` as :meth:`raw_columns` does, float64 [B, C].
+
+        Args:
+            rows: The rows.
+            counts: Gets the numbers of truncated lists.
+
+        Raises:
+            RowError: If a value cannot be encoded.
+        """
         values = [row if type(row) is tuple else astuple(row) for row in rows]
-        if self._encoders:
-            return self.raw_columns(dict(zip(self.names, zip(*values, strict=True), strict=True)))
+        if any(f.kind != "number" for f in self.features):
+            columns = dict(zip(self.names, zip(*values, strict=True), strict=True))
+            return self.raw_columns(columns, counts)
         flat = list(chain.from_iterable(values))
         try:
             # struct.pack takes a sixth of the time of np.array, but refuses None.
@@ -230,24 +230,51 @@ class FeatureSchema:
         row_type = self.row_struct(forbid_unknown=False)
         return self.matrix(self.raw_matrix([msgspec.convert(row, row_type) for row in rows]))
 
-    def raw_columns(self, columns: Mapping[str, Collection[Any]]) -> RawMatrix:
+    def raw_columns(
+        self, columns: Mapping[str, Collection[Any]], counts: FeatureCounts | None = None
+    ) -> RawMatrix:
         """Convert columns of equal length to values with NaN for missing, float64 [B, C].
 
         Args:
             columns: Values by feature name; a cross feature may be left out. A missing number is
-                None or NaN, a missing token None.
+                None or NaN, any other missing value None. Lists may be a
+                :class:`handlers.encoders.TokenLists`, times UTC seconds as float64 [B].
+            counts: Gets the numbers of truncated lists.
+
+        Raises:
+            RowError: If a value cannot be encoded.
         """
-        n_rows = len(next(iter(columns.values())))
+        n_rows = _n_rows(next(iter(columns.values())))
         raw = np.full((n_rows, self.n_columns), np.nan)
-        for f, target in zip(self.features, self._slices, strict=True):
+        seconds = {
+            name: self._seconds(name, columns[name]) for name in self._zones if name in columns
+        }
+        for i, (f, target) in enumerate(zip(self.features, self.columns.values(), strict=True)):
             if f.name not in columns:
+                if not f.is_number:
+                    raw[:, target] = MISSING_INDEX
                 continue
             values = columns[f.name]
             if f.kind == "category":
-                raw[:, target] = self._encoders[f.name].encode(values)
+                raw[:, target] = self._tokens[f.name].encode(values)
+            elif f.kind in LISTS:
+                raw[:, target], truncated = self._lists[f.name].encode(values)
+                if counts is not None:
+                    counts.truncated[i] += truncated.sum()
+            elif f.kind == "time":
+                index = calendar(seconds[f.name], self._zones[f.name]) + FIRST_TOKEN_INDEX
+                raw[:, target] = np.nan_to_num(index, nan=MISSING_INDEX)
+            elif f.kind == "age":
+                if f.event in seconds:
+                    raw[:, target.start] = age_in_days(seconds[f.event], seconds[f.name])
             else:
                 raw[:, target.start] = np.asarray(values, dtype=np.float64)
         return raw
+
+    def _seconds(self, name: str, values: Collection[Any]) -> Seconds:
+        if isinstance(values, np.ndarray) and values.dtype == np.float64:
+            return values
+        return to_seconds(values, self._zones[name], name)
 
     # Values from rows or columns
 
@@ -266,9 +293,10 @@ class FeatureSchema:
         if counts is not None:
             # NaN compares false. An overflow is now an infinity, which is outside every range.
             self._add(counts.out_of_range, (x < self._low) | (x > self._high))
-            if self._encoders:
-                self._add(counts.out_of_vocabulary, self._category & (x == OOV_INDEX))
-                self._add(counts.missing, self._category & (x == MISSING_INDEX))
+            if self._is_index.any():
+                self._add(counts.out_of_vocabulary, self._is_index & (x == OOV_INDEX))
+                is_missing = self._is_index & (x == MISSING_INDEX)
+                counts.missing += is_missing[:, self.starts].sum(axis=0)
         finite = np.isfinite(x)
         if finite.all():
             return x
@@ -284,8 +312,7 @@ class FeatureSchema:
         return x
 
     def _add(self, total: npt.NDArray[np.int64], hits: npt.NDArray[np.bool_]) -> None:
-        # The two columns of a hashed category agree, so the first column of each feature is enough.
-        total += hits.sum(axis=0)[self.starts]
+        total += np.add.reduceat(hits.sum(axis=0) * self._counted, self.starts)
 
     # JSON
 
@@ -300,7 +327,7 @@ class FeatureSchema:
 
     def vocabularies(self) -> dict[str, list[str]]:
         """Return the tokens of each category by its name."""
-        return {f.name: list(f.vocabulary) for f in self.features if f.kind == "category"}
+        return {f.name: list(f.vocabulary) for f in self.features if f.cardinality}
 
     @classmethod
     def from_json(
@@ -325,6 +352,10 @@ class FeatureSchema:
                 )
             features.append(Feature(**values, vocabulary=tokens))
         return cls(features)
+
+
+def _n_rows(values: Collection[Any]) -> int:
+    return len(values.list_of if isinstance(values, TokenLists) else values)
 
 
 def read_vocabularies(model_dir: Path) -> dict[str, list[str]]:

@@ -43,7 +43,7 @@ class Telemetry:
 
     All series are counters with the labels ``model_name`` and ``model_version``:
 
-    - ``recmar_feature_{missing,out_of_range,out_of_vocabulary,unknown}`` by ``feature``
+    - ``recmar_feature_{missing,out_of_range,out_of_vocabulary,truncated,unknown}`` by ``feature``
     - ``recmar_handler_latency_ms_bucket`` by ``le``, with ``_sum`` and ``_count``: the time that
       the batch of a request spends in the handler
     - ``recmar_requests`` by ``status``, and ``recmar_rows``
@@ -123,7 +123,7 @@ class Telemetry:
         self._flush_features()
 
     def _flush_features(self) -> None:
-        for kind in ("missing", "out_of_range", "out_of_vocabulary"):
+        for kind in FeatureCounts.kinds():
             totals = getattr(self._counts, kind)
             for i in totals.nonzero()[0]:
                 n = int(totals[i])

@@ -10,11 +10,15 @@ from __future__ import annotations
 import math
 import re
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from handlers.errors import MAX_SHOWN, RowError
 
 Id = str | int | float  # of a user, an item or a node; true is none
 Token = bool | Id
+
+# Joins the tokens of a list in a data frame; no keyboard types it.
+LIST_SEPARATOR = "\x1f"
 
 # Every integer up to here is a float64, and most beyond are not.
 MAX_EXACT = 1 << 53
@@ -28,6 +32,7 @@ TIME_PATTERN = (
     r" ?(Z|z|UTC|[+-][0-9]{2}(?::?[0-9]{2})?)?)?"
 )
 _BOOLEANS = {"true": "1", "false": "0"}
+_FNV_OFFSET, _FNV_PRIME = 0xCBF29CE484222325, 0x100000001B3
 
 _number = re.compile(_NUMBER)
 _time = re.compile(TIME_PATTERN)
@@ -89,15 +94,33 @@ def to_text(value: Token | None) -> str | None:
         return str(value).strip()
 
 
+def is_number(text: str) -> bool:
+    """Return whether a text is a decimal number, perhaps with an exponent, as tokens spell it."""
+    return bool(_number.fullmatch(text))
+
+
+def hashed_id(token: str) -> str:
+    """Return the integer below 2^53 that stands for a token; a token that is one stays itself.
+
+    Any JSON client can send it, also one that sends float64 numbers only. It is the 64-bit FNV-1a
+    hash (Fowler, Noll and Vo) of the token in UTF-8, without its 11 highest bits; in Go,
+    ``h := fnv.New64a(); h.Write([]byte(s)); h.Sum64() & (1<<53 - 1)``.
+    """
+    if is_number(token) and abs(float(token)) <= MAX_EXACT:
+        return token
+    value = _FNV_OFFSET
+    for byte in token.encode("utf-8", "replace"):
+        value = ((value ^ byte) * _FNV_PRIME) & 0xFFFFFFFFFFFFFFFF
+    return str(value & (MAX_EXACT - 1))
+
+
 def _text_token(text: str) -> str | None:
     if not text:
         return None
     if text[0] in "-.0123456789":
         if _number.fullmatch(text):
             return _number_token(text)
-        if match := _time.fullmatch(text):
-            return _time_token(match) or text
-        return text
+        return _time_token(text) or text
     return _BOOLEANS.get(text.lower(), text)
 
 
@@ -118,23 +141,41 @@ def _float_token(value: float) -> str | None:
     return str(int(value)) if value.is_integer() else repr(value)
 
 
-def _time_token(match: re.Match[str]) -> str | None:
-    time = _parsed(match)
+def _time_token(text: str) -> str | None:
+    time = parse_time(text)
     if time is None:
         return None
-    fraction = (match[7] or "").rstrip("0")
-    if (time.hour, time.minute, time.second, fraction) == (0, 0, 0, ""):
-        return time.date().isoformat()
-    return time.isoformat() + (f".{fraction}" if fraction else "") + "Z"
+    fraction = f"{time.fraction:.9f}"[1:].rstrip("0").rstrip(".")
+    if (time.utc.hour, time.utc.minute, time.utc.second, fraction) == (0, 0, 0, ""):
+        return time.utc.date().isoformat()
+    return f"{time.utc.isoformat()}{fraction}Z"
 
 
-def _parsed(match: re.Match[str]) -> datetime | None:
-    """Return the UTC time, or the local time if there is no offset, without the fraction."""
+class ParsedTime(NamedTuple):
+    """A time in ISO 8601.
+
+    Attributes:
+        utc: The time in UTC, without a fraction of a second. If ``is_local``, it is as written.
+        fraction: The fraction of a second.
+        is_local: Whether it was written without an offset from UTC.
+    """
+
+    utc: datetime
+    fraction: float
+    is_local: bool
+
+
+def parse_time(text: str) -> ParsedTime | None:
+    """Parse a date or time in ISO 8601; None if the text is none, such as February 30."""
+    match = _time.fullmatch(text)
+    if match is None:
+        return None
     year, month, day, hour, minute, second = (int(part or 0) for part in match.groups()[:6])
     try:
-        return datetime(year, month, day, hour, minute, second) - _offset(match[8])
-    except (ValueError, OverflowError):  # such as February 30
+        utc = datetime(year, month, day, hour, minute, second) - _offset(match[8])
+    except (ValueError, OverflowError):
         return None
+    return ParsedTime(utc, float(f"0.{match[7] or 0}"), match[8] is None)
 
 
 def _offset(text: str | None) -> timedelta:

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from handlers.base import Predictions, Vectors
+from handlers.feature import OOV_INDEX
 from handlers.histories import ItemHistories
 from handlers.models.weights import load_network
 from handlers.models.youtube_dnn import ARCH_VERSION, META_FILE, WEIGHTS_FILE, YouTubeDNN
 from handlers.request_rows import HISTORY_KEY, USER_FEATURES_KEY
-from handlers.schema import OOV_INDEX, FeatureSchema, read_vocabularies
+from handlers.schema import FeatureSchema, read_vocabularies
 from handlers.values import Id
 from handlers.wrapped_rows import WrappedRowsHandler
 
@@ -44,8 +45,9 @@ class YouTubeDNNHandler(WrappedRowsHandler):
     @torch.inference_mode()
     def predict(self, rows: list[Any]) -> Predictions:
         """Compute user embeddings of unit length, float32 [B, D]."""
-        raw = self.schema.raw_matrix(self.feature_values(rows))
-        matrix = self.schema.matrix(raw, self.counts.first(len(self.schema.features)))
+        counts = self.counts.first(len(self.schema.features))
+        raw = self.schema.raw_matrix(self.feature_values(rows), counts)
+        matrix = self.schema.matrix(raw, counts)
         histories = [history or [] for history in self.other_values(rows, HISTORY_KEY)]
         padded = self.histories.padded(histories, self.counts)
         users = torch.from_numpy(matrix).to(self.device)

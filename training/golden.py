@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from handlers.feature import LISTS
 from handlers.schema import FeatureSchema, Matrix
+from handlers.values import LIST_SEPARATOR
 from training.data.features import to_matrix
 
 GOLDEN_ROWS = 32
@@ -33,15 +35,23 @@ def golden_rows(schema: FeatureSchema, test: pd.DataFrame) -> list[dict[str, Any
     rows = request_rows(schema, test.head(GOLDEN_ROWS))
     for i, row in enumerate(rows[3::4]):
         row.pop(present[i % len(present)], None)
-    rows[0] |= {f.name: UNKNOWN_TOKEN for f in schema.features if f.kind == "category"}
+    for f in schema.features:
+        if f.kind == "category":
+            rows[0][f.name] = UNKNOWN_TOKEN
+        elif f.kind in LISTS:
+            rows[0][f.name] = [*rows[0].get(f.name, []), UNKNOWN_TOKEN]
     return rows
 
 
 def golden_matrix(schema: FeatureSchema, rows: Sequence[Mapping[str, Any]]) -> Matrix:
     """Encode golden rows with the code that encodes training data, float32 [rows, C]."""
     frame = pd.DataFrame(rows)
-    numbers = [f.name for f in schema.features if f.kind == "number" and f.name in frame]
-    return to_matrix(schema, frame.astype(dict.fromkeys(numbers, np.float64)))
+    for f in schema.features:
+        if f.name in frame and f.kind in LISTS:
+            frame[f.name] = frame[f.name].map(LIST_SEPARATOR.join, na_action="ignore")
+        elif f.name in frame and f.kind != "category":
+            frame[f.name] = frame[f.name].astype(np.float64)
+    return to_matrix(schema, frame)
 
 
 def request_rows(schema: FeatureSchema, frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -50,7 +60,13 @@ def request_rows(schema: FeatureSchema, frame: pd.DataFrame) -> list[dict[str, A
     for name in present.select_dtypes(np.float32):
         # Through text, so that a row reads 0.1 and not 0.10000000149011612.
         present[name] = present[name].to_numpy().astype(str).astype(np.float64)
-    return [
+    rows = [
         {str(name): value for name, value in row.items() if not pd.isna(value)}
         for row in present.to_dict("records")
     ]
+    for f in schema.features:
+        if f.kind in LISTS:
+            for row in rows:
+                if f.name in row:
+                    row[f.name] = row[f.name].split(LIST_SEPARATOR)
+    return rows

@@ -21,7 +21,7 @@ from training.bounds import Seed
 from training.data.config import DataConfig
 from training.data.sources import DataSet
 from training.engine.launch import read_by_engine, running_engine
-from training.engine.worker import EngineConfig, TrainingError, check_device
+from training.engine.worker import EngineConfig, TrainingError
 from training.evaluation import Evaluation
 from training.folders import writing_folder
 from training.golden import Golden
@@ -104,11 +104,6 @@ def load_script(name: str) -> TrainingScript:
             f"training/{name}.py: expected {', '.join(missing)}; see TrainingScript"
         )
     return cast(TrainingScript, module)
-
-
-def split_names(text: str) -> list[str]:
-    """Split the value of a flag, such as ``a,b,c``."""
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 @contextmanager
@@ -219,7 +214,6 @@ def _check_flags(config: RunConfig) -> None:
         TrainingError: If a flag makes no sense, or the artifacts cannot be written.
     """
     check_bounds(config)
-    check_device(config.device)
     folder = config.artifacts_dir
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):

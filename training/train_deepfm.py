@@ -23,11 +23,12 @@ from training.engine.worker import seed_everything
 from training.metrics.curves import save_curves
 from training.metrics.tables import metric_table
 from training.tasks.ranking.data import RankingConfig, load_ranking_data
+from training.tasks.ranking.embeddings import EmbeddingFlags
 from training.tasks.ranking.evaluation import RankingEvaluation
 
 
 @dataclass(frozen=True)
-class Config(RankingConfig, FitConfig):
+class Config(RankingConfig, EmbeddingFlags, FitConfig):
     """Train DeepFM to predict clicks.
 
     Attributes:
@@ -56,7 +57,14 @@ def train(config: Config) -> Path:
     statistics = validation.check(test.train_frame, [config.label], config)
     data = test.data
     seed_everything(config.seed)
-    network = DeepFM(data.schema.cardinalities, config.embedding_dim, config.hidden, config.dropout)
+    network = DeepFM(
+        data.schema.cardinalities,
+        config.embedding_dim,
+        config.hidden,
+        config.dropout,
+        **config.input_options(data.schema),
+    )
+    config.set_pretrained(network.inputs, data.schema)
     history = fit(network, _loss, data.tensors("train"), data.tensors("valid"), config)
 
     def probabilities(matrix: Matrix) -> Any:

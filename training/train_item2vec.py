@@ -17,6 +17,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
+from handlers.feature import FIRST_TOKEN_INDEX
 from handlers.models.item2vec import (
     ARCH_VERSION,
     META_FILE,
@@ -25,7 +26,6 @@ from handlers.models.item2vec import (
     TokenVectors,
     Vectors,
 )
-from handlers.schema import FIRST_TOKEN_INDEX
 from training import run
 from training.bounds import Count, Weight
 from training.data import validation

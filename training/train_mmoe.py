@@ -18,6 +18,7 @@ from handlers.schema import Matrix
 from training import run
 from training.bounds import Count, Dropout, EmbeddingDim, Weights, Widths
 from training.data import validation
+from training.data.feature_flags import split_names
 from training.data.sources import DataError
 from training.engine.fit import FitConfig, fit, predict
 from training.engine.worker import seed_everything
@@ -25,13 +26,14 @@ from training.metrics.curves import save_curves
 from training.metrics.ranking import Array
 from training.metrics.tables import metric_table
 from training.tasks.ranking.data import RankingConfig, RankingData, load_ranking_data
+from training.tasks.ranking.embeddings import EmbeddingFlags
 from training.tasks.ranking.multi_task import MultiTaskEvaluation, task_loss
 
 DEFAULT_WEIGHTS = (1.0, 0.3, 0.2)
 
 
 @dataclass(frozen=True)
-class Config(RankingConfig, FitConfig):
+class Config(RankingConfig, EmbeddingFlags, FitConfig):
     """Train one network for clicks, watch time and sales.
 
     A target that holds only 0 and 1 is a binary task; any other is an amount of 0 or more.
@@ -64,7 +66,7 @@ class Config(RankingConfig, FitConfig):
     @property
     def weights(self) -> tuple[float, ...]:
         """Weight of each task's loss, T."""
-        n_tasks = len(run.split_names(self.tasks))
+        n_tasks = len(split_names(self.tasks))
         if self.task_weights == DEFAULT_WEIGHTS and n_tasks != len(DEFAULT_WEIGHTS):
             return (1.0,) * n_tasks
         return self.task_weights
@@ -76,7 +78,7 @@ def evaluation(config: Config, columns: Sequence[str] = ()) -> MultiTaskEvaluati
     Raises:
         DataError: If the flags or the data are unusable.
     """
-    targets, tasks = run.split_names(config.targets), run.split_names(config.tasks)
+    targets, tasks = split_names(config.targets), split_names(config.tasks)
     if not len(targets) == len(tasks) == len(config.weights):
         raise DataError(
             "--targets, --tasks and --task-weights: expected the same number of each, got "
@@ -91,7 +93,7 @@ def train(config: Config) -> Path:
     """Train, report and write the artifacts; return their folder."""
     test = evaluation(config)
     data, tasks, means = test.data, test.tasks, test.means
-    targets = run.split_names(config.targets)
+    targets = split_names(config.targets)
     statistics = validation.check(test.train_frame, targets, config)
     network, history = _fit(config, data, means, range(len(tasks)))
     scores = _expected(network, data.test)
@@ -143,7 +145,9 @@ def _fit(
         config.expert_hidden,
         config.tower_hidden,
         config.dropout,
+        **config.input_options(data.schema),
     )
+    config.set_pretrained(network.inputs, data.schema)
 
     def loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         losses = [

@@ -11,7 +11,7 @@ import tyro
 import xgboost as xgb
 from rich.console import Console
 
-from handlers.models.xgb import ARCH_VERSION, BOOSTER_FILE, META_FILE, TreeInputs
+from handlers.models.xgb import ARCH_VERSION, BOOSTER_FILE, META_FILE
 from handlers.schema import Matrix
 from training import run
 from training.data import validation
@@ -79,10 +79,9 @@ def train(config: Config) -> Path:
         hide_categories(data.schema, matrix, labels[split], share, config.seed)
         for split, matrix in (("train", data.train), ("valid", data.valid))
     )
-    encodings, encoded = fit_target_encodings(
+    inputs, encoded = fit_target_encodings(
         data.schema, train_matrix, labels["train"], weights["train"], config.seed
     )
-    inputs = TreeInputs(encodings)
     if config.normalize:
         inputs.mean = np.nanmean(encoded, axis=0)
         inputs.std = np.nanstd(encoded, axis=0).clip(1e-6)

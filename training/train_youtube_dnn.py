@@ -16,11 +16,12 @@ import tyro
 from rich.console import Console
 from torch import Tensor
 
+from handlers.feature import FIRST_TOKEN_INDEX
 from handlers.histories import pad_histories
 from handlers.models.weights import network_bytes
 from handlers.models.youtube_dnn import ARCH_VERSION, META_FILE, WEIGHTS_FILE, YouTubeDNN
 from handlers.request_rows import HISTORY_KEY
-from handlers.schema import FIRST_TOKEN_INDEX, FeatureSchema
+from handlers.schema import FeatureSchema
 from training import run
 from training.artifacts import save_item_vectors, space_id
 from training.bounds import Count, CountOrZero, Dropout, EmbeddingDim, LearningRate, Weight, Widths

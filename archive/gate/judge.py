@@ -21,8 +21,9 @@ from archive.registry.documents import CHAMPION, RegistryError
 from archive.registry.store import RegistryConfig
 from handlers.errors import UserError
 from training import artifacts
+from training.data.feature_flags import split_names
 from training.evaluation import Evaluation
-from training.run import load_script, split_names
+from training.run import load_script
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,13 @@ Shapes: B instances, C matrix columns, F fields, D embedding dim.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.linalg import vecdot
 
+from handlers.feature import Cardinality
 from handlers.models.layers import FeatureInputs, RankingNetwork, feed_forward
 
 ARCH_VERSION = 2
@@ -25,18 +27,20 @@ class DeepFM(RankingNetwork):
     """The sum of a linear model, a factorization machine and a feed-forward network.
 
     Args:
-        cardinalities: For each matrix column, the number of indices of a category, 0 for a number.
+        cardinalities: As for :class:`handlers.models.layers.FeatureInputs`.
         embedding_dim: D, shared by the factorization machine and the deep part.
         hidden: Widths of the deep part.
         dropout: Share of hidden units dropped in training.
+        inputs: Further arguments of :class:`handlers.models.layers.FeatureInputs`.
     """
 
     def __init__(
         self,
-        cardinalities: Sequence[int],
+        cardinalities: Sequence[Cardinality],
         embedding_dim: int = 16,
         hidden: Sequence[int] = (64, 32),
         dropout: float = 0.0,
+        **inputs: Any,
     ) -> None:
         super().__init__()
         self.config = {
@@ -44,8 +48,9 @@ class DeepFM(RankingNetwork):
             "embedding_dim": embedding_dim,
             "hidden": list(hidden),
             "dropout": dropout,
+            **inputs,
         }
-        self.inputs = FeatureInputs(list(cardinalities), embedding_dim)
+        self.inputs = FeatureInputs(cardinalities, embedding_dim, **inputs)
         n_numbers, n_fields = len(self.inputs.numbers), self.inputs.n_fields
         self.linear = nn.Linear(n_numbers + n_fields * embedding_dim, 1)
         self.deep = feed_forward(n_numbers + n_fields * embedding_dim, hidden, dropout)

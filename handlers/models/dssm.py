@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, embedding_bag, normalize
 
+from handlers.feature import Cardinality
 from handlers.models.layers import Tower
 from handlers.models.text import N_BUCKETS, TokenBags
 
@@ -73,8 +74,8 @@ class FeatureDSSM(DSSM):
 
     def __init__(
         self,
-        query_cardinalities: Sequence[int],
-        doc_cardinalities: Sequence[int],
+        query_cardinalities: Sequence[Cardinality],
+        doc_cardinalities: Sequence[Cardinality],
         layers: Sequence[int] = (128, 64),
         embed_dim: int = 64,
         feature_dim: int = 8,

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from handlers.feature import FIRST_TOKEN_INDEX
 from handlers.models.text import MARKS
-from handlers.schema import FIRST_TOKEN_INDEX
 
 ARCH_VERSION = 2
 META_FILE = "item2vec_meta.json"

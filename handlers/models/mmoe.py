@@ -9,10 +9,12 @@ Shapes: B instances, C matrix columns, E experts, H expert width, T tasks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from handlers.feature import Cardinality
 from handlers.models.layers import FeatureInputs, RankingNetwork, feed_forward
 
 ARCH_VERSION = 2
@@ -27,13 +29,14 @@ class MMoE(RankingNetwork):
     """Experts that all tasks share, and for each task a gate that weights them and a tower.
 
     Args:
-        cardinalities: For each matrix column, the number of indices of a category, 0 for a number.
+        cardinalities: As for :class:`handlers.models.layers.FeatureInputs`.
         target_means: For each task, the mean of its amounts in training, or 0 if it is binary.
         embedding_dim: Width of an embedding.
         n_experts: E.
         expert_hidden: Widths of an expert's layers; the last is H.
         tower_hidden: Widths of a tower's hidden layers.
         dropout: Share of hidden units dropped in training.
+        inputs: Further arguments of :class:`handlers.models.layers.FeatureInputs`.
     """
 
     is_amount: Tensor
@@ -41,13 +44,14 @@ class MMoE(RankingNetwork):
 
     def __init__(
         self,
-        cardinalities: Sequence[int],
+        cardinalities: Sequence[Cardinality],
         target_means: Sequence[float],
         embedding_dim: int = 8,
         n_experts: int = 3,
         expert_hidden: Sequence[int] = (32,),
         tower_hidden: Sequence[int] = (16,),
         dropout: float = 0.0,
+        **inputs: Any,
     ) -> None:
         super().__init__()
         self.config = {
@@ -58,8 +62,9 @@ class MMoE(RankingNetwork):
             "expert_hidden": list(expert_hidden),
             "tower_hidden": list(tower_hidden),
             "dropout": dropout,
+            **inputs,
         }
-        self.inputs = FeatureInputs(list(cardinalities), embedding_dim)
+        self.inputs = FeatureInputs(cardinalities, embedding_dim, **inputs)
         n_in = len(self.inputs.numbers) + self.inputs.n_fields * embedding_dim
         self.experts = nn.ModuleList(
             feed_forward(n_in, expert_hidden, dropout) for _ in range(n_experts)

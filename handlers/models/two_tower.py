@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from handlers.feature import Cardinality
 from handlers.models.layers import RetrievalNetwork, Tower, initial_log_temperature
 
 ARCH_VERSION = 2
@@ -43,8 +44,8 @@ class TwoTower(RetrievalNetwork):
         item_layers: Sequence[int] = (128, 64),
         embed_dim: int = 64,
         feature_dim: int = 16,
-        user_cardinalities: Sequence[int] = (),
-        item_cardinalities: Sequence[int] = (),
+        user_cardinalities: Sequence[Cardinality] = (),
+        item_cardinalities: Sequence[Cardinality] = (),
     ) -> None:
         super().__init__()
         user_columns = list(user_cardinalities) or [0] * user_dim

@@ -11,23 +11,53 @@ import ctypes
 import importlib.util
 import json
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ctypes import byref
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from handlers.feature import FIRST_TOKEN_INDEX, LISTS, MISSING_INDEX
 from handlers.schema import FeatureSchema, Matrix
 
 ARCH_VERSION = 2
 META_FILE = "feature_meta.json"
 BOOSTER_FILE = "xgb_model.json"
 ENCODINGS_FILE = "target_encodings.json"
+LISTS_FILE = "multi_hot.json"
 SCALER_FILE = "feature_scaler.json"
 
 Vector = npt.NDArray[np.float32]
+
+
+class HotList(NamedTuple):
+    """A list whose matrix columns become indicators of its most frequent tokens, and its length.
+
+    Attributes:
+        start: First matrix column.
+        stop: Column after the last one.
+        n_tokens: Number of tokens with an indicator, less than the number of columns.
+    """
+
+    start: int
+    stop: int
+    n_tokens: int
+
+    @classmethod
+    def all_of(cls, schema: FeatureSchema) -> list[HotList]:
+        """Return the lists of a schema. A vocabulary is in the order of frequency; hashes are not.
+
+        Args:
+            schema: The schema.
+        """
+        lists = [(f, schema.columns[f.name]) for f in schema.features if f.kind in LISTS]
+        return [
+            cls(c.start, c.stop, min(f.max_length - 1, len(schema.items_of(f).vocabulary)))
+            for f, c in lists
+        ]
 
 
 @dataclass
@@ -36,18 +66,29 @@ class TreeInputs:
 
     Attributes:
         encodings: For each category column, a table float32 [cardinality, 2] with the smoothed mean
-            label of each index (Micci-Barreca, 2001, doi:10.1145/507533.507538) and its number of
-            training rows, by which the trees can judge the mean.
+            label of each index (Micci-Barreca, 2001, doi:10.1145/507533.507538) and the total
+            weight of its training rows, by which the trees can judge the mean.
+        lists: The lists, each of which becomes a multi-hot vector.
         mean: float32 [C + K], or None if the columns are not scaled.
         std: float32 [C + K], positive, or None.
     """
 
     encodings: Mapping[int, Matrix] = field(default_factory=dict)
+    lists: Sequence[HotList] = ()
     mean: Vector | None = None
     std: Vector | None = None
 
     def __call__(self, matrix: Matrix) -> Matrix:
         """Replace indices by means and append counts, float32 [B, C] -> float32 [B, C + K]."""
+        if self.lists:
+            matrix = matrix.copy()
+            for part in self.lists:
+                index = matrix[:, part.start : part.stop].astype(np.int64)
+                matrix[:, part.start : part.stop] = 0
+                for column in range(part.n_tokens):
+                    is_there = (index == column + FIRST_TOKEN_INDEX).any(axis=1)
+                    matrix[:, part.start + column] = is_there
+                matrix[:, part.stop - 1] = (index != MISSING_INDEX).sum(axis=1)
         if self.encodings:
             counts = []
             matrix = matrix.copy()
@@ -63,10 +104,16 @@ class TreeInputs:
     def column_names(self, schema: FeatureSchema) -> list[str]:
         """Return the names of the C + K columns."""
         names = [feature.name for feature in schema.column_features]
+        for part in self.lists:
+            tokens = schema.items_of(schema.column_features[part.start]).vocabulary
+            for column, token in enumerate(tokens[: part.n_tokens], start=part.start):
+                names[column] += f"={token}"
         return [*names, *(f"{names[column]} (rows)" for column in self.encodings)]
 
     def save(self, folder: Path, schema: FeatureSchema) -> None:
-        """Write ``target_encodings.json`` and ``feature_scaler.json`` if they are in use."""
+        """Write those of the three JSON files that are in use."""
+        if self.lists:
+            (folder / LISTS_FILE).write_text(json.dumps(self.lists))
         if self.encodings:
             tables = {str(column): table.tolist() for column, table in self.encodings.items()}
             (folder / ENCODINGS_FILE).write_text(json.dumps(tables))
@@ -87,6 +134,8 @@ class TreeInputs:
             inputs.encodings = {
                 int(column): np.array(table, dtype=np.float32) for column, table in tables.items()
             }
+        if (path := folder / LISTS_FILE).exists():
+            inputs.lists = [HotList(*part) for part in json.loads(path.read_text())]
         if (path := folder / SCALER_FILE).exists():
             scaler = json.loads(path.read_text())
             inputs.mean = np.array(scaler["mean"], dtype=np.float32)

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from handlers.feature import FIRST_TOKEN_INDEX, MISSING_INDEX, Cardinality
 from handlers.models.layers import (
     FeatureInputs,
     RetrievalNetwork,
     feed_forward,
     initial_log_temperature,
 )
-from handlers.schema import FIRST_TOKEN_INDEX, MISSING_INDEX
 
 ARCH_VERSION = 3
 META_FILE = "youtube_dnn_meta.json"
@@ -36,7 +36,7 @@ class YouTubeDNN(RetrievalNetwork):
     """Embeds users by their features and their history of items.
 
     Args:
-        cardinalities: For each matrix column, the number of indices of a category, 0 for a number.
+        cardinalities: As for :class:`handlers.models.layers.FeatureInputs`.
         n_items: N.
         embedding_dim: D.
         feature_dim: Width of the embedding of one user feature.
@@ -48,7 +48,7 @@ class YouTubeDNN(RetrievalNetwork):
 
     def __init__(
         self,
-        cardinalities: Sequence[int],
+        cardinalities: Sequence[Cardinality],
         n_items: int,
         embedding_dim: int = 64,
         feature_dim: int = 16,
@@ -69,7 +69,7 @@ class YouTubeDNN(RetrievalNetwork):
             "dropout": dropout,
         }
         self.max_history = max_history
-        self.inputs = FeatureInputs(list(cardinalities), feature_dim)
+        self.inputs = FeatureInputs(cardinalities, feature_dim)
         self.item_embedding = nn.Embedding(FIRST_TOKEN_INDEX + n_items, embedding_dim)
         # The initial weightings range from a plain mean to a mean of the last few items.
         decays = torch.linspace(0, 1, n_weightings)[:, None]

@@ -22,7 +22,8 @@ from handlers.base import RecHandler
 from handlers.counts import FeatureCounts
 from handlers.decoding import RequestDecoder
 from handlers.errors import RequestError, RowError
-from handlers.schema import Feature, FeatureSchema
+from handlers.feature import Feature
+from handlers.schema import FeatureSchema
 from handlers.telemetry import MAX_UNKNOWN_LABELS, OTHER, Telemetry
 from serving.testing import numbers
 from tests.examples import Example, load_handler, module

@@ -15,13 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handlers.counts import FeatureCounts
-from handlers.schema import (
-    MISSING_INDEX,
-    OOV_INDEX,
-    Feature,
-    FeatureSchema,
-    Matrix,
-)
+from handlers.feature import MISSING_INDEX, OOV_INDEX, Feature
+from handlers.schema import FeatureSchema, Matrix
 from handlers.values import to_token
 from training.data import files
 from training.data.features import fit_schema, to_matrix
@@ -148,7 +143,7 @@ def test_a_category_is_the_same_in_a_file_and_in_a_request(tmp_path: Path, cells
     path = tmp_path / "t.csv"
     path.write_text("\n".join(["c", *cells.split()]))
     frame = read_table(files.find(str(path)).table, [], ["c"])
-    schema = fit_schema(frame, ["c"], ["c"])
+    schema = fit_schema(frame, [Feature("c", kind="category")])
     trained = to_matrix(schema, frame)[:, 0].tolist()
     for sent in ([1, 1, 2.5, 2.5, "NA", "NA"], cells.split()):
         assert served(schema, [{"c": token} for token in sent])[:, 0].tolist() == trained
@@ -207,7 +202,9 @@ def test_unusual_values_are_counted() -> None:
 
 def test_default_is_none_only_where_training_saw_missing_cells() -> None:
     frame = pd.DataFrame({"a": [1.0, 2.0, np.nan], "b": [1.0, 2.0, 3.0], "c": ["x", "x", "y"]})
-    a, b, c = fit_schema(frame, ["a", "b", "c"], ["c"]).features
+    a, b, c = fit_schema(
+        frame, [Feature("a"), Feature("b"), Feature("c", kind="category")]
+    ).features
     assert (a.default, a.train_range) == (None, (1.0, 2.0))
     assert (b.default, b.train_range) == (0.0, (1.0, 3.0))
     assert c.vocabulary == ("x",)  # Tokens that occur twice or more.
@@ -216,7 +213,7 @@ def test_default_is_none_only_where_training_saw_missing_cells() -> None:
 @pytest.mark.parametrize("name", ['a"', "a\\", "a\n"])
 def test_column_with_a_name_that_requests_cannot_contain_is_refused(name: str) -> None:
     with pytest.raises(DataError, match="expected names without quotes, backslashes"):
-        fit_schema(pd.DataFrame({name: [1.0]}), [name], [])
+        fit_schema(pd.DataFrame({name: [1.0]}), [Feature(name)])
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 
 from handlers.counts import FeatureCounts
 from handlers.errors import RowError
+from handlers.feature import Feature
 from handlers.histories import ItemHistories
-from handlers.schema import Feature, FeatureSchema
+from handlers.schema import FeatureSchema
 from handlers.values import LostDigitsError, to_text, to_token
 from training.data import files
-from training.data.cells import to_tokens
+from training.data.cells import to_free_texts, to_tokens
 from training.data.sources import DataError
 from training.data.tables import read_table
 from training.tasks.links.data import read_edges
@@ -145,7 +146,7 @@ def test_hexadecimal_ids_are_text(tmp_path: Path) -> None:
 def test_a_number_in_a_text_is_text_however_large(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("query\n7.2e+18\nred shoes\n")
-    read = read_table(files.find(str(path)).table, [], ["query"], texts=["query"])
+    read = read_table(files.find(str(path)).table, [], ["query"], readers={"query": to_free_texts})
     assert read["query"].tolist() == [to_text("7.2e+18"), "red shoes"] == ["7.2e+18", "red shoes"]
 
 

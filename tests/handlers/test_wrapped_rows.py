@@ -14,8 +14,9 @@ import pytest
 from handlers.counts import FeatureCounts
 from handlers.decoding import RequestDecoder
 from handlers.errors import RequestError
+from handlers.feature import Feature
 from handlers.histories import ItemHistories
-from handlers.schema import Feature, FeatureSchema
+from handlers.schema import FeatureSchema
 from handlers.values import Token
 from handlers.wrapped_rows import WrappedRowsHandler
 

@@ -58,7 +58,10 @@ def test_unknown_and_missing_users_get_empty_lists_and_are_counted(
     ("row", "message"),
     [
         ({"user_id": "a", "top_k": "5"}, 'data[0].top_k: expected a number, got "5"'),
-        ({"user_id": "a", "top_k": True}, "data[0].top_k: expected a number, got true"),
+        (
+            {"user_id": "a", "top_k": True},
+            "data[0].top_k: expected a number, got true; send 1 for true, 0 for false",
+        ),
         ({"user_id": ["a"]}, 'data[0].user_id: expected a string or a number, got ["a"]'),
     ],
 )

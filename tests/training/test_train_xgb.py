@@ -18,6 +18,8 @@ from handlers.xgb_handler import XgbHandler
 from scripts import evaluate
 from tests.examples import load_handler, predict, train
 from training import artifacts
+from training.evaluation import ArchiveOutput
+from training.train_xgb import Config, evaluation
 
 RANKS = ["--features", "price,kind", "--categorical", "kind", "--group", "session"]
 
@@ -68,31 +70,34 @@ def test_a_rank_objective_orders_the_rows_of_a_group(
     scores = predict(load_handler("xgb", folder), [{"price": p, "kind": "c"} for p in (-3, 0, 3)])
     assert scores[1] > max(scores[0], scores[2])
     assert not all(0 < score < 1 for score in scores)
-    mar = package.package(
-        catalog.get("xgb"), "v1", package.Config(store=tmp_path, artifacts_dir=tmp_path)
-    )
-    assert verify_archive(mar).output == {"type": "number", "meaning": "score"}
+    assert artifacts.read_meta(folder)["prediction"] == "score"
 
 
 def test_the_gate_judges_scores_by_their_order(
     run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ranks = [*RANKS, "--objective", "rank:ndcg"]
-    assert run(sessions(), *ranks) == 0
-    assert run(sessions(), *ranks, "--max-depth", "1", "--epochs", "1", version="stump") == 0
+    stump = ["--max-depth", "1", "--epochs", "1"]
+    assert run(sessions(), *RANKS, "--objective", "rank:ndcg", *stump) == 0
     assert run(sessions(), *RANKS, version="clicks") == 0
-
-    def gate(version: str, *flags: str) -> int:
-        places = ["--model-dir", str(tmp_path), "--registry", str(tmp_path / "registry")]
-        report = ["--report", str(tmp_path / "report.html")]
-        return evaluate.main(["--model", "xgb", "--version", version, *places, *report, *flags])
-
-    assert gate("stump") == evaluate.FAILED  # against the linear baseline
+    mar = package.package(
+        catalog.get("xgb"), "v1", package.Config(store=tmp_path, artifacts_dir=tmp_path)
+    )
+    assert verify_archive(mar).output == {"type": "number", "meaning": "score"}
+    places = ["--model-dir", str(tmp_path), "--registry", str(tmp_path / "registry")]
+    report = ["--report", str(tmp_path / "report.html"), "--current-version", "clicks"]
+    versions = ["--model", "xgb", "--version", "v1"]
+    assert evaluate.main([*versions, *places, *report]) == evaluate.FAILED
     assert "FAIL ndcg_at_10: expected >= 0." in capsys.readouterr().out
-    page = (tmp_path / "report.html").read_text()
-    assert "Calibration" not in page
-    # A version that predicts probabilities shares the order with one that does not.
-    assert gate("clicks", "--current-version", "v1") != evaluate.NOT_JUDGED
+    assert "Calibration" not in (tmp_path / "report.html").read_text()
+
+
+def test_scores_of_an_older_version_are_judged_as_probabilities(tmp_path: Path) -> None:
+    sessions(20).to_parquet(tmp_path / "table.parquet")
+    config = Config(data_path=str(tmp_path / "table.parquet"), features="price")
+    output = ArchiveOutput([-5.0, 0.0, 5.0], np.zeros((0, 0), np.float32), {"prediction": "score"})
+    results = evaluation(config).results(output)
+    assert results[1] == 0.5
+    assert 0 < results[0] < results[2] < 1
 
 
 @pytest.mark.parametrize(
@@ -104,8 +109,9 @@ def test_the_gate_judges_scores_by_their_order(
         (["--objective", "rank:ndcg"], {"label": 0.5}, "a whole number from 0 to 31, got 0.5"),
         (["--objective", "rank:ndcg"], {"session": None}, "column session: 1 of .* rows are empty"),
         ([], {"label": 2}, "column label: expected 0 or 1, got 2"),
+        (["--objective", "rank:ndcg", "--positive-weight", "2"], {}, "--positive-weight: expected"),
         (["--param", "max_dpeth=3"], {}, "did you mean max_depth"),
-        (["--monotone", "kind:1"], {}, "expected a number, kind is a category"),
+        (["--monotone", "kind:1"], {}, "expected a number, kind is none"),
     ],
 )
 def test_what_cannot_be_ranked_is_refused(

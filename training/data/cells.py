@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import tzinfo
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from handlers.values import TIME_PATTERN, LostDigitsError, to_text, to_token
+from handlers.errors import RowError
+from handlers.times import Seconds, from_local, to_seconds
+from handlers.values import LIST_SEPARATOR, TIME_PATTERN, LostDigitsError, to_text, to_token
+from training.data.nested import is_list
 
 Numbers = npt.NDArray[np.float32]
 
@@ -35,6 +41,10 @@ class WrongCell(NamedTuple):
 
     row: int
     problem: str
+
+
+# Converts a column to a NumPy array or an Arrow array [rows], and finds the first wrong cell.
+Reader = Callable[[pa.Array], tuple[Any, WrongCell | None]]
 
 
 def to_numbers(column: pa.Array) -> tuple[Numbers, WrongCell | None]:
@@ -108,6 +118,11 @@ def to_tokens(column: pa.Array, *, are_ids: bool = True) -> tuple[pa.Array, Wron
     return pc.replace_with_mask(texts, pc.fill_null(doubtful, False), respelled), None
 
 
+def to_free_texts(column: pa.Array) -> tuple[pa.Array, WrongCell | None]:
+    """Convert a column that holds no ids to tokens; a number beyond 2^53 is text."""
+    return to_tokens(column, are_ids=False)
+
+
 def to_texts(column: pa.Array) -> pa.Array:
     """Convert a column to texts without blanks at their ends, large_string [rows]."""
     if pa.types.is_floating(column.type):
@@ -120,6 +135,86 @@ def to_texts(column: pa.Array) -> pa.Array:
     if pa.types.is_decimal(column.type) and column.type.scale > 0:
         texts = pc.utf8_rtrim(pc.utf8_rtrim(texts, "0"), ".")
     return pc.utf8_trim_whitespace(texts)
+
+
+@dataclass(frozen=True)
+class ListReader:
+    """Reads lists of tokens.
+
+    Attributes:
+        separator: Splits the lists that are written as text; empty if none is.
+    """
+
+    separator: str = ""
+
+    def __call__(self, column: pa.Array) -> tuple[pa.Array, WrongCell | None]:
+        """Read a column of lists, of text or of single values.
+
+        Returns:
+            The tokens of each cell joined by :data:`handlers.values.LIST_SEPARATOR`, large_string
+            [rows], null for an empty list; and the first cell that is wrong, if there is one.
+        """
+        if not is_list(column.type):
+            texts = to_texts(column)
+            if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+                if not self.separator:
+                    return texts, _first_text(texts)
+                column = pc.split_pattern(texts, self.separator)
+            else:
+                column = pa.ListArray.from_arrays(range(len(texts) + 1), texts)
+        tokens, wrong = to_tokens(pc.list_flatten(column))
+        rows = pc.list_parent_indices(column)
+        if wrong:
+            return tokens, WrongCell(rows[wrong.row].as_py(), wrong.problem)
+        present = tokens.is_valid()
+        lengths = np.bincount(rows.filter(present), minlength=len(column))
+        ends = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
+        lists = pa.ListArray.from_arrays(ends, tokens.drop_null())
+        joined = pc.binary_join(lists, pa.scalar(LIST_SEPARATOR, tokens.type))
+        return pc.if_else(pa.array(lengths > 0), joined, pa.scalar(None, joined.type)), None
+
+
+def _first_text(texts: pa.Array) -> WrongCell | None:
+    """Describe the first text, which stands where a list is expected."""
+    present = texts.is_valid()
+    if not pc.any(present).as_py():
+        return None
+    row = pc.index(present, True).as_py()
+    problem = f'expected a list, got the text "{texts[row]}"; name its separator, as in --multi'
+    return WrongCell(row, f"{problem} tags:|")
+
+
+@dataclass(frozen=True)
+class TimeReader:
+    """Reads times.
+
+    Attributes:
+        zone: Time zone of those without an offset.
+    """
+
+    zone: tzinfo
+
+    def __call__(self, column: pa.Array) -> tuple[Seconds, WrongCell | None]:
+        """Read a column of numbers, ISO 8601 texts, timestamps or dates.
+
+        Returns:
+            UTC seconds since 1970, float64 [rows], NaN for missing; and the first cell that is not
+            a time, if there is one.
+        """
+        if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
+            is_local = getattr(column.type, "tz", None) is None
+            instants = column.cast(pa.timestamp("ns"), safe=False).cast(pa.int64())
+            seconds = instants.to_numpy(zero_copy_only=False).astype(np.float64) / 1e9
+            seconds[~column.is_valid().to_numpy(zero_copy_only=False)] = np.nan
+            return from_local(seconds, np.full(len(seconds), is_local), self.zone), None
+        distinct = to_texts(column).dictionary_encode()
+        index = distinct.indices.fill_null(len(distinct.dictionary))
+        try:
+            known = to_seconds(distinct.dictionary.to_pylist(), self.zone, "")
+        except RowError as error:
+            row = pc.index(distinct.indices, error.row).as_py()
+            return np.zeros(len(column)), WrongCell(row, error.problem)
+        return np.append(known, np.nan)[index.to_numpy(zero_copy_only=False)], None
 
 
 def time_order(times: pd.Series[Any]) -> tuple[npt.NDArray[np.intp], WrongCell | None]:

@@ -24,14 +24,14 @@ def nested_problem(column_type: pa.DataType, *, multi: bool = False) -> str:
         What was expected, what was found and what to do; empty if all is well.
     """
     expected = "a list of single values" if multi else "one value"
-    if _is_list(column_type):
+    if is_list(column_type):
         item = column_type.value_type
-        if not _is_list(item) and not _is_object(item):
+        if not is_list(item) and not _is_object(item):
             if multi:
                 return ""
             found = "" if pa.types.is_null(item) else f" ({_name(column_type)})"
             return f"expected {expected} per cell, got lists{found}; {_LIST_FIX}"
-        what, fix = f"lists of {'lists' if _is_list(item) else 'objects'}", "flatten them"
+        what, fix = f"lists of {'lists' if is_list(item) else 'objects'}", "flatten them"
     elif _is_object(column_type):
         what, fix = "objects", "write the fields to use as columns of their own"
     else:
@@ -74,7 +74,8 @@ def _text(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else orjson.dumps(value).decode()
 
 
-def _is_list(column_type: pa.DataType) -> bool:
+def is_list(column_type: pa.DataType) -> bool:
+    """Return whether the cells of a column are lists."""
     is_type = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     return any(check(column_type) for check in is_type)
 
@@ -86,6 +87,6 @@ def _is_object(column_type: pa.DataType) -> bool:
 
 def _name(column_type: pa.DataType) -> str:
     """Name a type without Arrow's names of list items, such as ``list<int64>``."""
-    if not _is_list(column_type):
+    if not is_list(column_type):
         return "struct" if _is_object(column_type) else str(column_type)
     return f"list<{_name(column_type.value_type)}>"

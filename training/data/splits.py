@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from training.data.cells import Reader
 from training.data.sources import SPLIT_NAMES, DataError, DataSet
 from training.data.tables import read_with_problems
 
@@ -36,7 +38,7 @@ def load_splits(
     categorical: Sequence[str] = (),
     optional: Sequence[str] = (),
     *,
-    texts: Collection[str] = (),
+    readers: Mapping[str, Reader] = MappingProxyType({}),
     seed: int = 0,
     time_column: str | None = None,
     group_column: str | None = None,
@@ -49,7 +51,7 @@ def load_splits(
         numeric: As for :func:`training.data.tables.read_table`.
         categorical: The same.
         optional: The same.
-        texts: The same.
+        readers: The same.
         seed: Seed of the shuffle that precedes the cut of one table.
         time_column: Column of numbers or ISO dates to sort one table by instead; the latest rows
             become the test split. Without it the rows are shuffled. Rows that have no order of
@@ -68,12 +70,13 @@ def load_splits(
     columns = numeric, categorical, optional
     if set(data.tables) == set(SPLIT_NAMES):
         parts = [
-            read_with_problems(data.tables[split], *columns, texts=texts) for split in SPLIT_NAMES
+            read_with_problems(data.tables[split], *columns, readers=readers)
+            for split in SPLIT_NAMES
         ]
         problems = [problem for _, found in parts for problem in found]
         splits = Splits(*(frame for frame, _ in parts))
     else:
-        frame, problems = read_with_problems(data.table, *columns, time_column, texts=texts)
+        frame, problems = read_with_problems(data.table, *columns, time_column, readers=readers)
         if len(frame) < MIN_ROWS:
             short = (
                 f"{data.name}: expected {MIN_ROWS} rows or more to cut 80/10/10, got {len(frame)}"

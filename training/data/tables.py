@@ -10,14 +10,16 @@ import difflib
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from tqdm import tqdm
 
-from training.data.cells import Numbers, time_order, to_numbers, to_texts, to_tokens
+from training.data.cells import ListReader, Reader, time_order, to_numbers, to_texts, to_tokens
 from training.data.csv_stream import likely_separator
 from training.data.nested import nested_problem
 from training.data.sources import DataError, Source, Table
@@ -31,7 +33,7 @@ def read_table(
     categorical: Sequence[str] = (),
     optional: Sequence[str] = (),
     *,
-    texts: Collection[str] = (),
+    readers: Mapping[str, Reader] = MappingProxyType({}),
     order_by: str | None = None,
 ) -> pd.DataFrame:
     """Read the named columns.
@@ -42,13 +44,13 @@ def read_table(
         categorical: Columns to read as tokens; 196, 196.0 and "196" are all the token "196".
         optional: Columns to leave out if the table does not have them. They are numeric unless
             ``categorical`` names them too.
-        texts: Those of ``categorical`` that hold no ids: a number beyond 2^53 in them is text.
+        readers: How to read columns that hold neither numbers nor ids, by name.
         order_by: Column of numbers or ISO dates to sort the rows by, oldest first; rows of equal
             time keep the table's order.
 
     Returns:
-        The columns in the order named: numeric ones as float32, categorical ones as ``str``;
-        missing cells are NaN in both.
+        The columns in the order named: numeric ones as float32, categorical ones as ``str``, others
+        as their readers return them; missing cells are NaN in all.
 
     Raises:
         DataError: If the table is unreadable or empty, lacks columns, or has cells of the wrong
@@ -62,7 +64,7 @@ def read_table(
             unordered[0],
         )
     frame, problems = read_with_problems(
-        table, numeric, categorical, optional, order_by, texts=texts
+        table, numeric, categorical, optional, order_by, readers=readers
     )
     if problems:
         raise DataError("\n".join(problems))
@@ -76,7 +78,7 @@ def read_with_problems(
     optional: Sequence[str] = (),
     order_by: str | None = None,
     *,
-    texts: Collection[str] = (),
+    readers: Mapping[str, Reader] = MappingProxyType({}),
 ) -> tuple[pd.DataFrame, list[str]]:
     """Read as :func:`read_table` does, but return the problems instead of raising them.
 
@@ -88,7 +90,10 @@ def read_with_problems(
     """
     named = dict.fromkeys([*numeric, *optional, *categorical])
     wanted: list[str] = []
-    cells = _Cells(named, categorical, texts, order_by)
+    cells = _Cells(
+        dict.fromkeys(named, to_numbers) | dict.fromkeys(categorical, to_tokens) | dict(readers),
+        order_by,
+    )
     problems: list[str] = []
     with tqdm(unit="row", unit_scale=True, delay=1, disable=None, leave=False) as bar:
         for source in table:
@@ -119,19 +124,11 @@ class _Cells:
         wrong: The first wrong cell of each column that has one, described.
     """
 
-    def __init__(
-        self,
-        named: dict[str, None],
-        categorical: Sequence[str],
-        texts: Collection[str],
-        order_by: str | None,
-    ) -> None:
+    def __init__(self, readers: Mapping[str, Reader], order_by: str | None) -> None:
         self.rows = _RowNames()
         self.wrong: dict[str, str] = {}
-        self._named, self._categorical, self._order_by = named, categorical, order_by
-        self._free_texts = texts
-        self._numbers: dict[str, list[Numbers]] = defaultdict(list)
-        self._tokens: dict[str, list[pa.Array]] = defaultdict(list)
+        self._readers, self._order_by = readers, order_by
+        self._columns: dict[str, list[Any]] = defaultdict(list)
         self._times: list[pa.Array] = []
 
     def add(self, source: Source, batch: pa.RecordBatch, columns: Sequence[str]) -> None:
@@ -140,17 +137,15 @@ class _Cells:
         self.rows.add(source, len(batch))
         for name in columns:
             column = batch.column(name)
-            if problem := nested_problem(column.type):
+            reader = self._readers.get(name)
+            is_multi = isinstance(reader, ListReader)
+            if problem := nested_problem(column.type, multi=is_multi):
                 self.wrong.setdefault(name, f"{source.name}: column {name}: {problem}")
                 continue
-            if name in self._categorical:
-                tokens, wrong = to_tokens(column, are_ids=name not in self._free_texts)
-                self._tokens[name].append(tokens)
-            elif name in self._named:
-                values, wrong = to_numbers(column)
-                self._numbers[name].append(values)
-            else:
-                wrong = None
+            wrong = None
+            if reader:
+                values, wrong = reader(column)
+                self._columns[name].append(values)
             if wrong:
                 cell = self.rows.cell(first + wrong.row, name)
                 self.wrong.setdefault(name, f"{cell}: {wrong.problem}")
@@ -165,13 +160,7 @@ class _Cells:
         """
         problems = list(self.wrong.values())
         frame = pd.DataFrame(
-            {
-                name: _join(self._tokens.pop(name))
-                if name in self._tokens
-                else np.concatenate(self._numbers.pop(name))
-                for name in columns
-                if name not in self.wrong
-            }
+            {name: _join(self._columns.pop(name)) for name in columns if name not in self.wrong}
         )
         if self._order_by and self._times:
             order, wrong = time_order(_join(self._times))
@@ -182,9 +171,10 @@ class _Cells:
         return frame, problems
 
 
-def _join(tokens: Sequence[pa.Array]) -> pd.Series[str]:
-    series: pd.Series[str] = pa.chunked_array(tokens, pa.large_string()).to_pandas()
-    return series
+def _join(batches: Sequence[Any]) -> Any:
+    if isinstance(batches[0], np.ndarray):
+        return np.concatenate(batches)
+    return pa.chunked_array(batches, pa.large_string()).to_pandas()
 
 
 class _RowNames:

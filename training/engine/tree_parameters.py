@@ -203,21 +203,17 @@ def monotone_constraints(
     Raises:
         TrainingError: If a value has another form, or names no number of the schema.
     """
-    starts = {
-        feature.name: start
-        for feature, start in zip(schema.features, schema.starts.tolist(), strict=True)
-        if feature.kind == "number"
-    }
+    starts = {f.name: schema.columns[f.name].start for f in schema.features if f.is_number}
     constraints = [0] * n_columns
     for flag in flags:
         name, _, direction = flag.rpartition(":")
         if direction not in ("1", "-1") or not name:
             raise TrainingError(f'--monotone: expected name:1 or name:-1, got "{flag}"')
         if name not in starts:
-            kind = "is a category" if name in schema.names else "is not among --features"
+            kind = "is none" if name in schema.names else "is not among --features"
             raise TrainingError(
                 f"--monotone {flag}: expected a number, {name} {kind}; "
-                f"there are {', '.join(starts) or 'none'}"
+                f"the numbers are {', '.join(starts) or 'none'}"
             )
         constraints[starts[name]] = int(direction)
     if not any(constraints):

@@ -19,32 +19,26 @@ class TrainingError(UserError):
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Where training runs: in this process or in several, and on which device.
+    """Where training runs: in this process, or in several.
 
     Attributes:
+        device: cpu; or cuda, for a GPU.
         engine: local; or ray, for the cluster at RAY_ADDRESS or, if that is not set, a cluster on
             this machine.
         num_workers: Processes that train, with ray.
         checkpoint_dir: Folder or s3:// URL for the checkpoints of ray, reachable from every machine
             of the cluster; by default a temporary folder, which is enough for one machine.
-        device: cpu; or cuda, for a GPU.
     """
 
+    device: Literal["cpu", "cuda"] = "cpu"
     engine: Literal["local", "ray"] = "local"
     num_workers: int = 2
     checkpoint_dir: str = ""
-    device: Literal["cpu", "cuda"] = "cpu"
 
     @property
     def n_workers(self) -> int:
         """Number of processes that train."""
         return 1 if self.engine == "local" else self.num_workers
-
-
-def check_device(device: str) -> None:
-    """Raise a TrainingError if there is no such device."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("--device cuda: expected a CUDA device, found none")
 
 
 def seed_everything(seed: int) -> None:

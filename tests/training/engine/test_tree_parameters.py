@@ -9,9 +9,11 @@ import pytest
 import tyro
 import xgboost as xgb
 
-from handlers.schema import Feature, FeatureSchema
+from handlers.feature import Feature
+from handlers.schema import FeatureSchema
 from training.engine.boosting import MatrixBatches, Rows
 from training.engine.tree_parameters import (
+    Array,
     BoostConfig,
     booster_parameters,
     leaf_limit,
@@ -55,7 +57,7 @@ def test_a_parameter_wins_over_the_flag_and_its_cap() -> None:
     assert parameters["eta"] == 0.3
     assert "learning_rate" not in parameters
     assert parameters["max_depth"] == 2
-    assert leaf_limit(config, np.tile([0.0, 1.0], 50).astype(np.float32))[0] == 70
+    assert leaf_limit(config, labels(100), np.ones(100, dtype=np.float32))[0] == 70
 
 
 @pytest.mark.parametrize(
@@ -81,19 +83,6 @@ def test_a_wrong_parameter_is_named(pair: str, expected: str) -> None:
         booster_parameters(BoostConfig(param=(tuple(pair.split()),)))
 
 
-def test_a_missing_gpu_is_reported_before_training() -> None:
-    if xgb.build_info().get("USE_CUDA") and _has_gpu():
-        pytest.skip("there is a GPU")
-    with pytest.raises(TrainingError, match="--device cuda: expected a CUDA device"):
-        booster_parameters(BoostConfig(device="cuda"))
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def test_constraints_stand_at_the_columns_of_their_features() -> None:
     flags = ["price:eur:-1", "ctr:1"]
     assert monotone_constraints(flags, SCHEMA, 6) == {"monotone_constraints": "(-1,0,0,1,0,0)"}
@@ -107,7 +96,7 @@ def test_constraints_stand_at_the_columns_of_their_features() -> None:
         ("ctr:2", 'expected name:1 or name:-1, got "ctr:2"'),
         ("ctr:0", "expected name:1 or name:-1"),
         (":1", "expected name:1 or name:-1"),
-        ("user_id:1", "expected a number, user_id is a category; there are price:eur, ctr"),
+        ("user_id:1", "expected a number, user_id is none; the numbers are price:eur, ctr"),
         ("price:1", "expected a number, price is not among --features"),
     ],
 )
@@ -116,28 +105,39 @@ def test_a_wrong_constraint_is_named(flag: str, expected: str) -> None:
         monotone_constraints([flag], SCHEMA, 6)
 
 
-@pytest.mark.parametrize(("n_rows", "share"), [(100, 0.075), (1_000_000, 0.0075)])
+@pytest.mark.parametrize(("n_rows", "share"), [(100, 0.075), (1_000_000, 0.015)])
 def test_a_leaf_of_rows_with_hidden_categories_is_always_large_enough(
     n_rows: int, share: float
 ) -> None:
-    labels = np.tile([0.0, 1.0], n_rows // 2).astype(np.float32)
-    weight, hidden = leaf_limit(BoostConfig(), labels)
+    weight, hidden = leaf_limit(BoostConfig(), labels(n_rows), np.ones(n_rows, dtype=np.float32))
     assert hidden == pytest.approx(share)
     assert hidden * 0.8 * n_rows / 4 > weight
+
+
+def test_the_cap_of_a_leaf_counts_the_weights() -> None:
+    # Nine of ten negatives were dropped: the others count for them, so the rate is 1/11.
+    weights = np.tile([10.0, 1.0], 500).astype(np.float32)
+    limit, _ = leaf_limit(BoostConfig(), labels(1_000), weights / weights.mean())
+    assert limit == pytest.approx(0.04 * 1_000 * 10 / 11**2)
+
+
+def labels(n: int) -> Array:
+    """Return as many 0 as 1."""
+    return np.tile([0.0, 1.0], n // 2).astype(np.float32)
 
 
 def rows(n: int) -> Rows:
     """Draw rows in groups of different sizes, not in order."""
     rng = np.random.default_rng(0)
     groups = np.array([f"s{i}" for i in rng.integers(n // 7, size=n)])
-    labels = (groups > "s5").astype(np.float32)
-    return Rows(rng.random((n, 2)).astype(np.float32), labels, groups)
+    clicks = (groups > "s5").astype(np.float32)
+    return Rows(rng.random((n, 2)).astype(np.float32), clicks, groups=groups)
 
 
 @pytest.mark.parametrize("batch_size", [1, 10, 333, 1_000, 5_000])
 def test_batches_cut_no_group(batch_size: int) -> None:
     together = rows(1_000).sorted_by_group()
-    data = xgb.QuantileDMatrix(MatrixBatches(together, batch_size))
+    data = xgb.QuantileDMatrix(MatrixBatches(together.batches(batch_size)))
     assert data.num_row() == 1_000
     assert together.groups is not None
     sizes: Any = np.diff(data.get_uint_info("group_ptr"))

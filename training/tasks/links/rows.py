@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from handlers.feature import Feature
 from handlers.models.graph_recall import Neighbours
 from handlers.request_rows import DEFAULT_TOP_K, MAX_TOP_K
-from handlers.schema import Feature, FeatureSchema
+from handlers.schema import FeatureSchema
 from training.golden import GOLDEN_ROWS, Golden
 
 UNKNOWN_ID = "a node that no edge has"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from handlers.schema import FIRST_TOKEN_INDEX, MISSING_INDEX
+from handlers.feature import FIRST_TOKEN_INDEX, MISSING_INDEX
 from training.data.files import read_parquet
 from training.metrics.retrieval import Indices, Scores
 from training.tasks.next_item.split import HeldOut, LeaveOneOutSplit

@@ -20,10 +20,11 @@ from handlers.request_rows import HISTORY_KEY, USER_FEATURES_KEY
 from handlers.schema import FeatureSchema
 from training.bounds import Count, Share
 from training.data.config import DataConfig
+from training.data.feature_flags import FeatureFlags, readers_of, split_names
 from training.data.features import fit_schema, to_matrix
 from training.data.sources import DataError, DataSet
 from training.data.tables import read_table
-from training.run import RunConfig, split_names
+from training.run import RunConfig
 from training.tasks.next_item.split import LeaveOneOutSplit, leave_one_out
 from training.tasks.next_item.world import INTERACTIONS, World
 
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class NextItemConfig(RunConfig):
+class NextItemConfig(FeatureFlags, RunConfig):
     """Where the interactions are, and which of their columns describe the user.
 
     Attributes:
@@ -43,21 +44,19 @@ class NextItemConfig(RunConfig):
         item_col: Column of the item.
         time_column: Column to sort the rows by; by default they keep the order of the file.
         user_features: Input columns that describe the user, separated by commas.
-        categorical: Those of user-features that are ids or strings, separated by commas.
         exclude_history: Rank without the items of the history, for data in which nobody takes an
             item twice.
         min_count: Items that occur less often in training are out of vocabulary.
         valid_share: Share of the users whose second to last item selects the epoch.
     """
 
-    column_flags: ClassVar[Sequence[str]] = ("user_features", "categorical")
+    column_flags: ClassVar[Sequence[str]] = ("user_features", *FeatureFlags.names())
 
     data_path: Annotated[str | None, tyro.conf.arg(aliases=("--data",))] = None
     user_col: str = "user_id"
     item_col: str = "item_id"
     time_column: str = ""
     user_features: str = "user_age,user_gender"
-    categorical: str = ""
     exclude_history: bool = False
     min_count: Count = 2
     valid_share: Share = 0.2
@@ -112,11 +111,13 @@ def load(config: NextItemConfig) -> NextItemData:
         DataError: If the data cannot be trained on; the message says where and why.
     """
     data = find_data(config, INTERACTIONS)
-    features, categorical = _feature_names(config)
+    features = _feature_names(config)
+    drafts = config.drafts(features, "--user-features")
     interactions = read_table(
         data.table,
-        [name for name in features if name not in categorical],
-        [config.user_col, config.item_col, *categorical],
+        features,
+        [config.user_col, config.item_col],
+        readers=readers_of(drafts),
         order_by=config.time_column or None,
     )
     split = leave_one_out(
@@ -128,7 +129,7 @@ def load(config: NextItemConfig) -> NextItemData:
     )
     by_user = interactions.groupby(interactions[config.user_col].to_numpy())
     user_frame = by_user[features].last().loc[list(split.users)]
-    schema = fit_schema(user_frame, features, categorical)
+    schema = fit_schema(user_frame, drafts)
     return NextItemData(
         interactions=interactions,
         split=split,
@@ -139,13 +140,13 @@ def load(config: NextItemConfig) -> NextItemData:
     )
 
 
-def _feature_names(config: NextItemConfig) -> tuple[list[str], list[str]]:
-    """Return the names of all user features, and of those that are categories.
+def _feature_names(config: NextItemConfig) -> list[str]:
+    """Return the names of all user features.
 
     Raises:
         DataError: If a flag names what it cannot.
     """
-    features, categorical = split_names(config.user_features), split_names(config.categorical)
+    features = split_names(config.user_features)
     if not features:
         raise DataError("--user-features: expected a column or more")
     if reserved := {USER_FEATURES_KEY, HISTORY_KEY}.intersection(features):
@@ -153,6 +154,4 @@ def _feature_names(config: NextItemConfig) -> tuple[list[str], list[str]]:
             f"--user-features {', '.join(reserved)}: request rows use that key for something else; "
             "rename the column"
         )
-    if stray := [name for name in categorical if name not in features]:
-        raise DataError(f"--categorical {','.join(stray)}: expected names of --user-features")
-    return features, categorical
+    return features

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from handlers.schema import FIRST_TOKEN_INDEX
+from handlers.feature import FIRST_TOKEN_INDEX
 from training.evaluation import ALL, HIT_RATE_RATIO, ArchiveOutput, Evaluation, Results, Rows
 from training.metrics.retrieval import Ranks, expected_ranks, retrieval_report
 from training.tasks.next_item.baselines import (

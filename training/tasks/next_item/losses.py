@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from handlers.schema import FIRST_TOKEN_INDEX
+from handlers.feature import FIRST_TOKEN_INDEX
 
 # Mean loss of user vectors, float32 [B, D], and their targets, int64 [B].
 Loss = Callable[[Tensor, Tensor], Tensor]

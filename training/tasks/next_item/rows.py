@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from handlers.feature import FIRST_TOKEN_INDEX, OOV_INDEX
 from handlers.request_rows import HISTORY_KEY, USER_FEATURES_KEY
-from handlers.schema import FIRST_TOKEN_INDEX, OOV_INDEX, FeatureSchema, Matrix
+from handlers.schema import FeatureSchema, Matrix
 from training import golden
 from training.golden import UNKNOWN_TOKEN, golden_matrix, request_rows
 from training.metrics.retrieval import Indices

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from handlers.schema import FIRST_TOKEN_INDEX, OOV_INDEX
+from handlers.feature import FIRST_TOKEN_INDEX, OOV_INDEX
 from training.data.sources import DataError
 from training.metrics.retrieval import Indices
 

@@ -14,9 +14,11 @@ import numpy as np
 import pandas as pd
 import tyro
 
+from handlers.feature import FIRST_TOKEN_INDEX, Feature
 from handlers.models.item2vec import ROW_KEYS, TokenVectors, word_tokens
-from handlers.schema import FIRST_TOKEN_INDEX, Feature, FeatureSchema
+from handlers.schema import FeatureSchema
 from training.bounds import Count
+from training.data.cells import to_free_texts
 from training.data.sources import DataSet
 from training.data.tables import read_table
 from training.golden import GOLDEN_ROWS, UNKNOWN_TOKEN, Golden
@@ -100,8 +102,8 @@ def read_log(data: DataSet, config: TokensConfig) -> pd.DataFrame:
     user_col = mode.user_col if config.user_col is None else config.user_col
     sequence_col = config.sequence_col or mode.sequence_col
     columns = [sequence_col, user_col] if user_col else [sequence_col]
-    texts = [sequence_col] if config.mode == "word2vec" else []
-    return read_table(data.table, [], columns, texts=texts, order_by=config.time_column or None)
+    readers = {sequence_col: to_free_texts} if config.mode == "word2vec" else {}
+    return read_table(data.table, [], columns, readers=readers, order_by=config.time_column or None)
 
 
 def split_log(log: pd.DataFrame, config: TokensConfig) -> LeaveOneOutSplit:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from handlers.feature import FIRST_TOKEN_INDEX, MISSING_INDEX, OOV_INDEX
 from handlers.histories import pad_histories
-from handlers.schema import FIRST_TOKEN_INDEX, MISSING_INDEX, OOV_INDEX
 from training.engine.fit import OOV_SHARE
 from training.metrics.retrieval import Indices
 

@@ -17,13 +17,14 @@ import pandas as pd
 import torch
 
 from handlers.schema import FeatureSchema, Matrix
+from training.data.feature_flags import EventFlags, readers_of, split_names
 from training.data.features import DEFAULT_FEATURES, computable_crosses, fit_schema, to_matrix
 from training.data.files import read_parquet
 from training.data.sources import DataError
 from training.data.splits import Splits, empty_cells, label_problems, load_splits
 from training.engine.fit import WeightedRows
 from training.golden import Golden, golden_matrix, golden_rows
-from training.run import RunConfig, split_names
+from training.run import RunConfig
 from training.tasks.ranking.weights import (
     RowWeights,
     WeightFlags,
@@ -41,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class RankingConfig(WeightFlags, RunConfig):
+class RankingConfig(EventFlags, WeightFlags, RunConfig):
     """The data of a ranking model.
 
     Attributes:
@@ -49,18 +50,16 @@ class RankingConfig(WeightFlags, RunConfig):
             files that are read one after the other; or the s3:// URL of any of these. By default, a
             synthetic world with a known ceiling is generated into data/impressions.
         features: Input columns in the order of the model, separated by commas.
-        categorical: Input columns that hold ids or strings, separated by commas.
         group: Column to average GAUC over, such as user_id; for rank objectives, the column of the
             lists to rank, such as session_id.
         time_column: Column to split a single file by, oldest rows first. By default, the split is a
             seeded shuffle.
     """
 
-    column_flags: ClassVar[Sequence[str]] = ("features", "categorical")
+    column_flags: ClassVar[Sequence[str]] = ("features", *EventFlags.names())
 
     data_path: str | None = None
     features: str = ",".join(DEFAULT_FEATURES)
-    categorical: str = ""
     group: str = ""
     time_column: str = ""
 
@@ -146,9 +145,9 @@ def load_ranking_data(
     Raises:
         DataError: If the data is unusable; the message says where and why.
     """
-    features, categorical = split_names(config.features), split_names(config.categorical)
-    if stray := [name for name in categorical if name not in features]:
-        raise DataError(f"--categorical {','.join(stray)}: expected names of --features")
+    features = split_names(config.features)
+    features += [name for name in config.added_features() if name not in features]
+    drafts = config.drafts(features)
     if stray := [name for name in targets if name in features]:
         raise DataError(f"{','.join(stray)}: is both a feature and a target")
     weight = config.weight_column
@@ -160,7 +159,6 @@ def load_ranking_data(
         generate_impressions(DEFAULT_DATA)
     data = config.data(DEFAULT_DATA)
     crosses = computable_crosses(features)
-    numeric = [name for name in features if name not in {*categorical, *crosses}]
     extra = [
         name for name in (*columns, config.group) if name not in {"", weight, *features, *targets}
     ]
@@ -181,9 +179,14 @@ def load_ranking_data(
 
     splits = load_splits(
         data,
-        [*numeric, *targets, *([weight] if weight else [])],
-        [*categorical, *extra],
+        [
+            *(name for name in features if name not in crosses),
+            *targets,
+            *([weight] if weight else []),
+        ],
+        extra,
         crosses,
+        readers=readers_of(drafts),
         seed=config.seed,
         time_column=config.time_column or None,
         group_column=config.group if whole_groups else None,
@@ -195,7 +198,7 @@ def load_ranking_data(
         )
     label = targets[0]
     train = sample_negatives(splits.train, label, config.negative_sampling_rate, config.seed)
-    schema = fit_schema(train, features, categorical)
+    schema = fit_schema(train, drafts)
     return RankingData(
         schema=schema,
         train=to_matrix(schema, train),

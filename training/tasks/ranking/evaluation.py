@@ -16,12 +16,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from handlers.models.xgb import TreeInputs
 from training.evaluation import ALL, ArchiveOutput, Evaluation, Results, Rows
 from training.golden import request_rows
 from training.metrics.ranking import list_report, ranking_report
 from training.tasks.ranking.data import RankingData
 from training.tasks.ranking.target_encoding import fit_target_encodings
+
+MAX_LINEAR_ROWS = 500_000
 
 
 class RankingEvaluation(Evaluation):
@@ -72,6 +73,8 @@ class RankingEvaluation(Evaluation):
     def linear_baseline(self, model: Any, task: int = 0) -> Results:
         """Fit a linear model to one target and predict the test split.
 
+        It is fitted to half a million rows at most: more take more memory than training itself.
+
         Args:
             model: A classifier or regressor of scikit-learn.
             task: Position of the target.
@@ -79,10 +82,11 @@ class RankingEvaluation(Evaluation):
         Returns:
             Probabilities or amounts, [B].
         """
-        targets = self.data.targets["train"]
-        weights = self.data.weights["train"]
-        encodings, encoded = fit_target_encodings(
-            self.data.schema, self.data.train, targets[:, 0], weights, self.seed
+        step = -(-len(self.data.train) // MAX_LINEAR_ROWS)
+        targets = self.data.targets["train"][::step]
+        weights = self.data.weights["train"][::step]
+        inputs, encoded = fit_target_encodings(
+            self.data.schema, self.data.train[::step], targets[:, 0], weights, self.seed
         )
         pipeline = make_pipeline(StandardScaler(), model)
         name = pipeline.steps[-1][0]
@@ -91,7 +95,7 @@ class RankingEvaluation(Evaluation):
             self.learned(targets[:, task]),
             **{f"{name}__sample_weight": weights},
         )
-        test = np.nan_to_num(TreeInputs(encodings)(self.data.test))
+        test = np.nan_to_num(inputs(self.data.test))
         scores: Results = (
             pipeline.predict_proba(test)[:, 1] if is_classifier(model) else pipeline.predict(test)
         )

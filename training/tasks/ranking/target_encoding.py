@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.model_selection import KFold
 
-from handlers.models.xgb import TreeInputs
-from handlers.schema import OOV_INDEX, FeatureSchema, Matrix
+from handlers.feature import OOV_INDEX
+from handlers.models.xgb import HotList, TreeInputs
+from handlers.schema import FeatureSchema, Matrix
 from training.tasks.ranking.weights import RowWeights
 
 N_FOLDS = 10
@@ -21,8 +22,8 @@ Indices = npt.NDArray[np.int64]
 
 def fit_target_encodings(
     schema: FeatureSchema, matrix: Matrix, labels: Vector, weights: RowWeights, seed: int
-) -> tuple[dict[int, Matrix], Matrix]:
-    """Learn the mean label of each index of each category column.
+) -> tuple[TreeInputs, Matrix]:
+    """Learn an encoding of each category column.
 
     Args:
         schema: Schema of the matrix.
@@ -32,35 +33,32 @@ def fit_target_encodings(
         seed: Seed of the folds.
 
     Returns:
-        The encodings of :class:`handlers.models.xgb.TreeInputs`, by category column float32
-        [cardinality, 2], for rows that training has not seen; and the training matrix with each
-        row's means learned from the other folds only, float32 [B, C + K]. Out-of-vocabulary
-        tokens count 0 rows, and their mean is the same in both.
+        The inputs, with encodings for rows that training has not seen; and the training matrix
+        with each row's means learned from the other folds only, float32 [B, C + K].
+        Out-of-vocabulary tokens count 0 rows, and their mean is the same in both.
     """
-    indices = {
-        column: matrix[:, column].astype(np.int64)
-        for column, cardinality in enumerate(schema.cardinalities)
-        if cardinality
-    }
+    cardinalities = schema.category_columns
+    indices = {column: matrix[:, column].astype(np.int64) for column in cardinalities}
     encodings = {
-        column: _encoding(index, labels, weights, schema.cardinalities[column])
+        column: _encoding(index, labels, weights, cardinalities[column])
         for column, index in indices.items()
     }
     for encoding in encodings.values():
         encoding[OOV_INDEX, 1] = 0
-    encoded = TreeInputs(encodings)(matrix)
+    inputs = TreeInputs(encodings, HotList.all_of(schema))
+    encoded = inputs(matrix)
     if not indices:
-        return encodings, encoded
+        return inputs, encoded
     folds = KFold(min(N_FOLDS, len(matrix)), shuffle=True, random_state=seed)
     for others, fold in folds.split(matrix):
         for column, index in indices.items():
             # A mean that all unknown rows share tells none of them its label.
             rows = fold[index[fold] != OOV_INDEX]
             learned = _encoding(
-                index[others], labels[others], weights[others], schema.cardinalities[column]
+                index[others], labels[others], weights[others], cardinalities[column]
             )
             encoded[rows, column] = learned[index[rows], 0]
-    return encodings, encoded
+    return inputs, encoded
 
 
 def _encoding(index: Indices, labels: Vector, weights: RowWeights, cardinality: int) -> Matrix:
@@ -88,11 +86,7 @@ def hide_categories(
     Returns:
         A copy, float32 [B, C]; the matrix itself if it has no categories.
     """
-    columns = [
-        slice(start, start + feature.width)
-        for feature, start in zip(schema.features, schema.starts.tolist(), strict=True)
-        if feature.kind == "category"
-    ]
+    columns = [schema.columns[f.name] for f in schema.features if f.kind == "category"]
     if not columns:
         return matrix
     matrix, rng = matrix.copy(), np.random.default_rng(seed)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -19,14 +19,16 @@ import numpy.typing as npt
 import pandas as pd
 import tyro
 
+from handlers.feature import Feature
 from handlers.schema import FeatureSchema, Matrix
+from training.data.feature_flags import FeatureFlags, readers_of, split_names
 from training.data.features import fit_schema, to_matrix
 from training.data.files import read_parquet
 from training.data.sources import DataError, DataSet
 from training.data.splits import Splits, label_problems, load_splits
 from training.golden import golden_rows
 from training.metrics.retrieval import Indices, Scores
-from training.run import RunConfig, split_names
+from training.run import RunConfig
 from training.tasks.retrieval.world import generate_interactions, truth_path
 
 DEFAULT_DATA = Path("data/two_tower_data.csv")
@@ -41,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class RetrievalConfig(RunConfig):
+class RetrievalConfig(FeatureFlags, RunConfig):
     """The data of the two-tower model.
 
     Attributes:
@@ -50,7 +52,6 @@ class RetrievalConfig(RunConfig):
             synthetic world with a known ceiling is generated into data/two_tower_data.csv.
         user_cols: Input columns of the user tower in its order, separated by commas.
         item_cols: Input columns of the item tower. The item id is embedded if it is among them.
-        categorical: User and item columns that hold ids or strings, separated by commas.
         item_id_col: Column that identifies an item. By default item_id; if the data has no such
             column, the values of item-cols identify the item.
         label: Column with 1 for an item that was chosen and 0 for one that was shown and was not.
@@ -58,12 +59,11 @@ class RetrievalConfig(RunConfig):
             seeded shuffle.
     """
 
-    column_flags: ClassVar[Sequence[str]] = ("user_cols", "item_cols", "categorical")
+    column_flags: ClassVar[Sequence[str]] = ("user_cols", "item_cols", *FeatureFlags.names())
 
     data_path: Annotated[str | None, tyro.conf.arg(aliases=("--data",))] = None
     user_cols: str = "user_age,user_gender"
     item_cols: str = "item_ctr,item_cvr,item_price"
-    categorical: str = ""
     item_id_col: str = ""
     label: str = "label"
     time_column: str = ""
@@ -158,12 +158,10 @@ def load_retrieval_data(config: RetrievalConfig) -> RetrievalData:
     data = config.data(DEFAULT_DATA)
     user_cols, item_cols = split_names(config.user_cols), split_names(config.item_cols)
     id_col = config.item_id
-    splits = _read(data, config, user_cols, item_cols)
-    categorical = {*split_names(config.categorical), id_col}
-    user_schema, item_schema = (
-        fit_schema(splits.train, cols, [name for name in cols if name in categorical])
-        for cols in (user_cols, item_cols)
-    )
+    drafts = _drafts(config, user_cols, item_cols)
+    splits = _read(data, config, drafts)
+    user_schema = fit_schema(splits.train, drafts[: len(user_cols)])
+    item_schema = fit_schema(splits.train, drafts[len(user_cols) :])
     table = pd.concat(dict(splits.items()))
     split_of = table.index.get_level_values(0)
     items = _codes(table, [id_col] if id_col in table else item_cols)
@@ -200,23 +198,27 @@ def load_retrieval_data(config: RetrievalConfig) -> RetrievalData:
     )
 
 
-def _read(
-    data: DataSet, config: RetrievalConfig, user_cols: list[str], item_cols: list[str]
-) -> Splits:
-    """Read the splits; :func:`load_retrieval_data` documents the errors."""
-    columns, categorical = [*user_cols, *item_cols], split_names(config.categorical)
-    id_col = config.item_id
+def _drafts(
+    config: RetrievalConfig, user_cols: Sequence[str], item_cols: Sequence[str]
+) -> list[Feature]:
+    """Return the features of users and then of items, before anything is learned from data."""
     if not user_cols or not item_cols:
         raise DataError("--user-cols, --item-cols: expected at least one column in each")
-    if repeated := [name for name, n in Counter([*columns, config.label]).items() if n > 1]:
+    columns = Counter([*user_cols, *item_cols, config.label])
+    if repeated := [name for name, n in columns.items() if n > 1]:
         raise DataError(
             f"{', '.join(repeated)}: expected once among --user-cols, --item-cols and --label"
         )
-    if stray := [name for name in categorical if name not in columns]:
-        raise DataError(
-            f"--categorical {','.join(stray)}: expected names of --user-cols or --item-cols"
-        )
-    tokens = list(dict.fromkeys([*categorical, id_col]))
+    drafts = config.drafts([*user_cols, *item_cols], "--user-cols or --item-cols")
+    return [
+        replace(draft, kind="category") if draft.name == config.item_id else draft
+        for draft in drafts
+    ]
+
+
+def _read(data: DataSet, config: RetrievalConfig, drafts: Sequence[Feature]) -> Splits:
+    """Read the splits; :func:`load_retrieval_data` documents the errors."""
+    columns, id_col = [draft.name for draft in drafts], config.item_id
 
     def check(splits: Splits) -> Iterator[str]:
         yield from label_problems(splits, [], [config.label])
@@ -233,9 +235,10 @@ def _read(
 
     return load_splits(
         data,
-        [*(name for name in columns if name not in tokens), config.label],
-        tokens,
+        [*columns, config.label],
+        [id_col],
         [] if config.item_id_col or id_col in columns else [id_col],
+        readers=readers_of(drafts),
         seed=config.seed,
         time_column=config.time_column or None,
         check=check,

@@ -12,8 +12,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from handlers.feature import Feature
 from handlers.models.text import TokenBags
-from handlers.schema import Feature, FeatureSchema
+from handlers.schema import FeatureSchema
 from training.data.features import to_matrix
 
 # Encoded queries or documents, as a tower takes them: a matrix, float32 [B, C], or B texts.

@@ -18,14 +18,17 @@ import torch
 import tyro
 from torch import Tensor
 
+from handlers.feature import Feature
 from handlers.request_rows import QUERY_FEATURES_KEY
+from training.data.cells import to_free_texts
+from training.data.feature_flags import FeatureFlags, readers_of, split_names
 from training.data.features import fit_schema
 from training.data.files import read_parquet
 from training.data.sources import DataError, DataSet
 from training.data.splits import Splits, label_problems, load_splits
 from training.golden import golden_rows
 from training.metrics.retrieval import Indices
-from training.run import RunConfig, split_names
+from training.run import RunConfig
 from training.tasks.search.columns import FeatureColumns, Inputs, TextColumn
 from training.tasks.search.world import (
     DOC_COLUMNS,
@@ -43,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class SearchConfig(RunConfig):
+class SearchConfig(FeatureFlags, RunConfig):
     """The data of DSSM: each row has a query, a document and whether the document is relevant.
 
     Attributes:
@@ -55,7 +58,6 @@ class SearchConfig(RunConfig):
         query_cols: Columns of a query in the order of the model, separated by commas; a single one
             with --text.
         doc_cols: Columns of a document, likewise.
-        categorical: Query and document columns that hold ids or strings, separated by commas.
         doc_id: Column that identifies a document. If the data has no such column, the values of
             doc-cols identify the document.
         label: Column with 1 for a relevant document and 0 for an irrelevant one. If the data has no
@@ -64,13 +66,12 @@ class SearchConfig(RunConfig):
             seeded shuffle.
     """
 
-    column_flags: ClassVar[Sequence[str]] = ("query_cols", "doc_cols", "categorical")
+    column_flags: ClassVar[Sequence[str]] = ("query_cols", "doc_cols", *FeatureFlags.names())
 
     data_path: Annotated[str | None, tyro.conf.arg(aliases=("--data",))] = None
     text: bool = False
     query_cols: str = ""
     doc_cols: str = ""
-    categorical: str = ""
     doc_id: str = DEFAULT_DOC_ID
     label: str = DEFAULT_LABEL
     time_column: str = ""
@@ -153,12 +154,13 @@ def load_search_data(config: SearchConfig) -> SearchData:
         _generate(default, config.text)
     data = config.data(default)
     query_cols, doc_cols = _columns(config)
-    splits = _read(data, config, [*query_cols, *doc_cols])
+    drafts = config.drafts([*query_cols, *doc_cols], "--query-cols or --doc-cols")
+    splits = _read(data, config, drafts)
     query_columns, doc_columns = (
-        TextColumn(*cols)
+        TextColumn(*(draft.name for draft in part))
         if config.text
-        else FeatureColumns(fit_schema(splits.train, cols, split_names(config.categorical)))
-        for cols in (query_cols, doc_cols)
+        else FeatureColumns(fit_schema(splits.train, part))
+        for part in (drafts[: len(query_cols)], drafts[len(query_cols) :])
     )
     table = pd.concat(splits, ignore_index=True)
     docs, first = _distinct(table[doc_cols])
@@ -185,20 +187,15 @@ def load_search_data(config: SearchConfig) -> SearchData:
     )
 
 
-def _read(data: DataSet, config: SearchConfig, columns: list[str]) -> Splits:
+def _read(data: DataSet, config: SearchConfig, drafts: Sequence[Feature]) -> Splits:
     """Read the splits; :func:`load_search_data` documents the errors."""
-    categorical = split_names(config.categorical)
-    if stray := [name for name in categorical if name not in columns]:
-        raise DataError(
-            f"--categorical {','.join(stray)}: expected names of --query-cols, --doc-cols"
-        )
-    tokens = columns if config.text else categorical
+    columns = [draft.name for draft in drafts]
     splits = load_splits(
         data,
-        [name for name in columns if name not in tokens],
-        [*tokens, config.doc_id],
+        columns,
+        [config.doc_id],
         [config.doc_id, config.label],
-        texts=columns if config.text else (),
+        readers=dict.fromkeys(columns, to_free_texts) if config.text else readers_of(drafts),
         seed=config.seed,
         time_column=config.time_column or None,
         check=lambda splits: label_problems(splits, [config.label]),

@@ -1,0 +1,167 @@
+"""The flags that say what the values of the feature columns are, if not numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from handlers.feature import LISTS, TIMES, Feature
+from handlers.times import time_zone
+from training.data.cells import ListReader, Reader, TimeReader, to_tokens
+from training.data.sources import DataError
+
+# A matrix is of float32, which holds every index up to 2^24.
+MAX_BUCKETS = (1 << 24) - 2
+_SEPARATORS = {"": ",", "comma": ",", "tab": "\t", r"\t": "\t", "space": " "}
+
+
+def split_names(text: str) -> list[str]:
+    """Split the value of a flag, such as ``a,b,c``."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+@dataclass(frozen=True)
+class FeatureFlags:
+    """Which features are categories.
+
+    Attributes:
+        categorical: Input columns that hold ids or strings, separated by commas.
+        multi: Input columns that hold several ids or strings in a cell, separated by commas. A
+            column of lists by its name, such as tags; a column of text with the character between
+            the values, such as "tags:|" or tags:comma.
+        max_values: Most values of one cell of --multi; further ones are cut, and counted.
+        hash: Categories without a vocabulary, whose values are hashed to this many indices, such as
+            user_id:1000000.
+        hash_ids: Let callers send integers for texts, by the hash that docs/data.md describes.
+    """
+
+    categorical: str = ""
+    multi: str = ""
+    max_values: Annotated[int, Field(ge=1, le=10_000)] = 50
+    hash: str = ""
+    hash_ids: bool = False
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Return the names of the flags that list columns."""
+        return ["categorical", "multi", "hash"]
+
+    def added_features(self) -> list[str]:
+        """Return the columns that are features although no list of features need name them."""
+        return list(self._separators)
+
+    def drafts(self, features: Sequence[str], flag: str = "--features") -> list[Feature]:
+        """Return features as the flags describe them, before anything is learned from data.
+
+        Args:
+            features: Names of the features.
+            flag: Flags that name features, for messages.
+
+        Raises:
+            DataError: If a flag has no meaning.
+        """
+        self._expect("--categorical", split_names(self.categorical), features, flag)
+        self._expect("--multi", self._separators, features, flag)
+        categories = {*split_names(self.categorical), *self._separators}
+        self._expect("--hash", self._buckets, categories, "--categorical or --multi")
+        return [self._draft(name) for name in features]
+
+    def _draft(self, name: str) -> Feature:
+        buckets, hash_ids = self._buckets.get(name, 0), self.hash_ids
+        if name in self._separators:
+            return Feature(
+                name,
+                kind="multi",
+                hash_buckets=buckets,
+                hash_ids=hash_ids,
+                max_length=self.max_values,
+                separator=self._separators[name],
+            )
+        if name in split_names(self.categorical):
+            return Feature(name, kind="category", hash_buckets=buckets, hash_ids=hash_ids)
+        return Feature(name)
+
+    @property
+    def _separators(self) -> dict[str, str]:
+        return dict(parse_separator(part) for part in split_names(self.multi))
+
+    @property
+    def _buckets(self) -> dict[str, int]:
+        buckets = {}
+        for part in split_names(self.hash):
+            name, _, number = part.rpartition(":")
+            if not name or not number.isdecimal() or not 1 < int(number) <= MAX_BUCKETS:
+                raise DataError(
+                    f"--hash {part}: expected a category and a number from 2 to {MAX_BUCKETS}, "
+                    "such as user_id:1000000"
+                )
+            buckets[name] = int(number)
+        return buckets
+
+    @staticmethod
+    def _expect(flag: str, names: Collection[str], known: Collection[str], where: str) -> None:
+        if stray := [name for name in names if name not in known]:
+            raise DataError(f"{flag} {','.join(stray)}: expected names of {where}")
+
+
+@dataclass(frozen=True)
+class EventFlags(FeatureFlags):
+    """Which features are categories, and which are times.
+
+    Attributes:
+        timestamp: Input columns that hold times: numbers or ISO 8601. The first is the time of the
+            event and gives its hour and weekday; each further one, such as published_at, gives the
+            days from then to the event.
+        timezone: Time zone of the hours and weekdays, and of times without an offset, such as
+            Asia/Shanghai.
+    """
+
+    timestamp: str = ""
+    timezone: str = "UTC"
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Return the names of the flags that list columns."""
+        return [*super().names(), "timestamp"]
+
+    def added_features(self) -> list[str]:
+        """Return the columns of lists and of times."""
+        return [*super().added_features(), *split_names(self.timestamp)]
+
+    def drafts(self, features: Sequence[str], flag: str = "--features") -> list[Feature]:
+        """Return features as the flags describe them; see :meth:`FeatureFlags.drafts`."""
+        try:
+            time_zone(self.timezone)
+        except ValueError as error:
+            raise DataError(f"--timezone: {error}") from None
+        return super().drafts(features, flag)
+
+    def _draft(self, name: str) -> Feature:
+        times = split_names(self.timestamp)
+        if name not in times:
+            return super()._draft(name)
+        if name == times[0]:
+            return Feature(name, kind="time", time_zone=self.timezone)
+        return Feature(name, kind="age", time_zone=self.timezone, event=times[0])
+
+
+def parse_separator(text: str) -> tuple[str, str]:
+    """Split ``tags:|`` into a column and a separator, which is empty for ``tags``."""
+    name, colon, separator = text.rpartition(":")
+    return (name, _SEPARATORS.get(separator, separator)) if colon else (text, "")
+
+
+def readers_of(features: Iterable[Feature]) -> dict[str, Reader]:
+    """Return what reads the columns of features that are not numbers, by name."""
+    readers: dict[str, Reader] = {}
+    for feature in features:
+        if feature.kind in LISTS:
+            readers[feature.name] = ListReader(feature.separator)
+        elif feature.kind in TIMES:
+            readers[feature.name] = TimeReader(time_zone(feature.time_zone))
+        elif feature.kind == "category":
+            readers[feature.name] = to_tokens
+    return readers
