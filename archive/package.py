@@ -133,7 +133,7 @@ def _stage(model: catalog.Model, folder: Path, handler: Any, stage: Path) -> Non
         model_version=handler.meta["model_version"],
         handler=model.handler_path.name,
         features=handler.describe_features(),
-        output=_output(golden["predictions"][0]),
+        output=_output(golden["predictions"][0], handler.meta.get("prediction", "")),
         libraries=handler.meta["libraries"],
         files=dict(sorted(files.items())),
         space_id=handler.meta.get("space_id"),
@@ -165,13 +165,13 @@ def _archive(model: catalog.Model, version: str, stage: Path, target: Path) -> P
     return target / f"{model.name}.mar"
 
 
-def _output(prediction: Any) -> dict[str, Any]:
-    """Describe the form of a prediction, given a golden one."""
+def _output(prediction: Any, meaning: str) -> dict[str, Any]:
+    """Describe a prediction, given a golden one and what the meta file says it means."""
     if isinstance(prediction, dict):
         return {"type": "object", "keys": list(prediction)}
     if isinstance(prediction, list):
         return {"type": "vector", "length": len(prediction)}
-    return {"type": "number"}
+    return {"type": "number"} | ({"meaning": meaning} if meaning else {})
 
 
 def with_config(mar: Path, config: str, target: Path) -> None:

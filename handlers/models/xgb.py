@@ -66,8 +66,8 @@ class TreeInputs:
 
     Attributes:
         encodings: For each category column, a table float32 [cardinality, 2] with the smoothed mean
-            label of each index (Micci-Barreca, 2001, doi:10.1145/507533.507538) and its number of
-            training rows, by which the trees can judge the mean.
+            label of each index (Micci-Barreca, 2001, doi:10.1145/507533.507538) and the total
+            weight of its training rows, by which the trees can judge the mean.
         lists: The lists, each of which becomes a multi-hot vector.
         mean: float32 [C + K], or None if the columns are not scaled.
         std: float32 [C + K], positive, or None.

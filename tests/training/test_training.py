@@ -171,6 +171,47 @@ def test_a_model_learns_what_a_missing_cell_means(
     assert clicks[0] < clicks[3] / 2  # no row without a CTR was clicked
 
 
+@pytest.mark.parametrize(
+    ("features", "n", "n_cities", "rate"),
+    [
+        ("city", 300, 2, 0.5),
+        ("city,color", 1_000, 20, 0.5),
+        ("city,color", 5_000, 2, 0.1),
+    ],
+)
+@pytest.mark.parametrize("model", RANKERS)
+def test_an_unknown_category_scores_near_the_base_rate(
+    fit: Callable[..., Path], model: str, features: str, n: int, n_cities: int, rate: float
+) -> None:
+    rng = np.random.default_rng(0)
+    label = (rng.random(n) < rate).astype(int)
+    table = pd.DataFrame(
+        {
+            "city": label + 2 * rng.integers(n_cities // 2, size=n),  # odd ones are clicked
+            "color": rng.choice(["red", "green"], n),
+            "label": label,
+            "gmv": rng.random(n),
+        }
+    )
+    flags = ["--features", features, "--categorical", features, "--epochs", "20"]
+    own = {
+        "xgb": ["--epochs", "100"],
+        "deepfm": ["--batch-size", "1024"],
+        # The weight keeps the amount, which no city tells, from shaping the shared experts.
+        "mmoe": ["--targets", "label,gmv", "--tasks", "ctr,gmv", "--task-weights", "1", "0.01"],
+    }
+    handler = load_handler(model, fit(model, table, *flags, *own[model]))
+
+    def predicted(city: int, color: str) -> float:
+        [prediction] = predict(handler, [{"city": city, "color": color}])
+        return float(prediction["ctr"] if isinstance(prediction, dict) else prediction)
+
+    assert predicted(1, "red") > 0.85
+    assert predicted(0, "red") < 0.15
+    for color in ("red", "green", "mauve"):
+        assert predicted(999, color) == pytest.approx(label.mean(), abs=0.15)
+
+
 def test_unknown_tokens_are_encoded_as_training_learned_them(
     artifact_folder: Callable[[Example], Path],
 ) -> None:

@@ -23,6 +23,10 @@ from training.engine.worker import EngineConfig, Step, TrainingError, Worker
 
 # Share of category values that training hides, so that the out-of-vocabulary embedding is learned.
 OOV_SHARE = 0.015
+# Rows that lose a category in an epoch, and their largest share: in a small table, the usual share
+# would be too few rows to learn from.
+OOV_ROWS = 24
+MAX_OOV_SHARE = 0.1
 # Steps in an epoch: with fewer, ten epochs of 3,000 rows end before a network learns the base rate.
 MIN_STEPS = 20
 # Fewer where the instances of a batch are each other's negatives: smaller batches lose some.
@@ -106,9 +110,10 @@ def fit(
     """
     network.inputs.fit(train.matrix)
     (matrix, targets, weights), valid = train.to(config.device), valid.to(config.device)
+    share = min(max(OOV_SHARE, OOV_ROWS / len(matrix)), MAX_OOV_SHARE)
 
     def step(index: Tensor) -> Tensor:
-        batch = hide_some(matrix[index], network.inputs.categories)
+        batch = hide_some(matrix[index], network.inputs.categories, share)
         return loss(network(batch), targets[index], weights[index])
 
     def validate() -> Tensor:

@@ -35,6 +35,51 @@ def ranking_report(labels: Array, probs: Array, groups: Array | None = None) -> 
     return report
 
 
+def list_report(labels: Array, scores: Array, groups: Array) -> dict[str, float]:
+    """Compare the order of scores within groups with the relevance of the rows.
+
+    Args:
+        labels: Relevance, 0 or more, [B]; both 0 and another must occur.
+        scores: Scores, [B]; higher ranks first.
+        groups: Group of each row, [B].
+
+    Returns:
+        ndcg_at_10, auc and, if a group has relevant rows and others, gauc; the last two tell
+        relevant rows from others.
+    """
+    relevant = labels > 0
+    report = {"ndcg_at_10": ndcg(labels, scores, groups), "auc": auc(relevant, scores)}
+    if not np.isnan(grouped := gauc(relevant, scores, groups)):
+        report["gauc"] = grouped
+    return report
+
+
+def ndcg(labels: Array, scores: Array, groups: Array, k: int = 10) -> float:
+    """Compute the mean NDCG at k of the groups (Jarvelin and Kekalainen, 2002).
+
+    Args:
+        labels: Relevance, 0 or more, [B]; the gain of a row is 2 ^ relevance - 1.
+        scores: Scores, [B]; higher ranks first, and tied rows share their mean gain.
+        groups: Group of each row, [B]; one without relevant rows has no NDCG and is skipped.
+        k: Number of rows from the top that count.
+
+    Returns:
+        The mean in [0, 1]; NaN if no row is relevant.
+    """
+    codes = np.unique(groups, return_inverse=True)[1]
+    gains = np.exp2(np.asarray(labels, dtype=np.float64)) - 1
+    table = pd.DataFrame({"group": codes, "score": scores, "gain": gains})
+    table["gain"] = table.groupby(["group", "score"])["gain"].transform("mean")
+    sizes = np.bincount(codes)
+    position = np.arange(len(codes)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    discounts = np.where(position < k, 1 / np.log2(position + 2), 0)
+    ranked = table["gain"].to_numpy()[np.lexsort((-table["score"].to_numpy(), codes))]
+    ideal = gains[np.lexsort((-gains, codes))]
+    order = np.repeat(np.arange(len(sizes)), sizes)
+    dcg, best = (np.bincount(order, weights=g * discounts) for g in (ranked, ideal))
+    return float(np.mean(dcg[best > 0] / best[best > 0])) if best.any() else float("nan")
+
+
 def auc(labels: Array, scores: Array) -> float:
     """Compute the probability that a positive scores above a negative; 0.5 is chance."""
     return float(metrics.roc_auc_score(labels, scores))

@@ -182,6 +182,43 @@ def test_a_time_column_puts_the_latest_rows_last(tmp_path: Path, times: list[Any
     assert splits.test.columns.tolist() == ["age"]
 
 
+@pytest.mark.parametrize("time_column", [None, "time"])
+def test_a_group_is_never_cut_in_two(tmp_path: Path, time_column: str | None) -> None:
+    session = np.random.default_rng(0).integers(40, size=300)
+    table = pd.DataFrame({"age": range(300), "session": session, "time": range(300)})
+    path = write(table, tmp_path / "t.csv")
+    options = {"time_column": time_column, "group_column": "session"}
+    splits = load_splits(path, ["age"], ["session"], **options)
+    parts = [splits.train, splits.valid, splits.test]
+    assert sorted(pd.concat(parts)["age"]) == list(range(300))
+    sessions = [set(part["session"]) for part in parts]
+    assert sum(map(len, sessions)) == 40
+    assert len(splits.train) == pytest.approx(240, abs=10)
+    assert len(splits.test) == pytest.approx(30, abs=10)
+    if time_column:
+        starts = [part.groupby("session")["age"].min() for part in parts]
+        assert starts[0].max() < starts[1].min() < starts[1].max() < starts[2].min()
+    else:
+        other = load_splits(path, ["age"], ["session"], seed=1, group_column="session")
+        assert set(other.test["session"]) != sessions[2]
+
+
+@pytest.mark.parametrize("sizes", [(98, 1, 1), (1, 98, 1), (1, 1, 98), (50, 49, 1)])
+def test_every_split_gets_a_group(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    session = np.repeat(["a", "b", "c"], sizes)
+    path = write(pd.DataFrame({"age": range(100), "session": session}), tmp_path / "t.csv")
+    for seed in range(3):
+        splits = load_splits(path, ["age"], ["session"], seed=seed, group_column="session")
+        assert [part["session"].nunique() for _, part in splits.items()] == [1, 1, 1]
+
+
+def test_too_few_groups_are_refused(tmp_path: Path) -> None:
+    table = pd.DataFrame({"age": range(20), "session": ["a", "b"] * 10})
+    path = write(table, tmp_path / "t.csv")
+    with pytest.raises(DataError, match="column session: expected 3 groups or more, got 2"):
+        load_splits(path, ["age"], ["session"], group_column="session")
+
+
 def test_a_time_that_is_neither_number_nor_date_is_refused(tmp_path: Path) -> None:
     times = [*range(9), "soon"]
     path = write(pd.DataFrame({"age": range(10), "time": times}), tmp_path / "t.csv")

@@ -23,9 +23,10 @@ from torch.nn.functional import mse_loss
 import training.engine
 from archive import catalog
 from tests.examples import Example, examples, load_handler, predict, train, training_script
-from training import artifacts, train_xgb
+from training import artifacts
 from training.data.sources import DataError
-from training.engine import fit
+from training.engine import boosting, fit
+from training.engine.tree_parameters import BoostConfig, booster_parameters
 from training.engine.worker import EngineConfig, Worker, seed_everything
 from training.tasks.ranking.data import RankingConfig, load_ranking_data
 from training.tasks.ranking.world import impressions
@@ -151,16 +152,17 @@ def test_a_network_resumed_from_a_checkpoint_ends_with_the_same_weights() -> Non
 def test_trees_resumed_from_a_checkpoint_are_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(train_xgb, "CHECKPOINT_TREES", 3)
+    monkeypatch.setattr(boosting, "CHECKPOINT_TREES", 3)
 
-    def job() -> train_xgb._Job:
+    def job() -> boosting._Job:
         draws = np.random.default_rng(0)
         x = draws.random((2_000, 3), dtype=np.float32)
         y = (x.sum(axis=1) + draws.normal(0, 0.3, 2_000) > 1.5).astype(np.float32)
-        config = train_xgb.Config(engine="ray", patience=5, max_depth=3)
-        return train_xgb._Job(config, (x[:1_000], y[:1_000]), (x[1_000:], y[1_000:]))
+        config = BoostConfig(engine="ray", patience=5, max_depth=3)
+        rows = boosting.Rows(x[:1_000], y[:1_000]), boosting.Rows(x[1_000:], y[1_000:])
+        return boosting._Job(config, booster_parameters(config), *rows)
 
-    (whole, losses), (other, again) = resumed(train_xgb._boost, job)
+    (whole, losses), (other, again) = resumed(boosting._boost, job)
     assert losses == again
     assert len(losses["valid"]) > 6
     assert whole.save_raw() == other.save_raw()

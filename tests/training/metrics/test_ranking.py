@@ -27,6 +27,33 @@ def test_auc_counts_ordered_pairs_and_half_the_ties(
     assert metrics.auc(np.array(labels), np.array(scores)) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([3, 2, 1, 1, 2], 1.0),
+        ([1, 2, 3, 1, 2], (1 / np.log2(3) + 3 / 2) / (3 + 1 / np.log2(3)) / 2 + 0.5),
+        # Ties: the mean over all orders.
+        (
+            [1, 1, 1, 1, 1],
+            4 / 3 * (1 + 1 / np.log2(3) + 0.5) / (3 + 1 / np.log2(3)) / 2
+            + (1 + 1 / np.log2(3)) / 4,
+        ),
+    ],
+)
+def test_ndcg_is_the_mean_of_the_groups_with_relevant_rows(
+    scores: list[float], expected: float
+) -> None:
+    labels, groups = np.array([2, 1, 0, 0, 1, 0]), np.array(["a", "a", "a", "b", "b", "c"])
+    assert metrics.ndcg(labels, np.array([*scores, 9]), groups) == pytest.approx(expected)
+
+
+def test_ndcg_counts_the_first_k_rows_only() -> None:
+    labels, scores = np.array([0, 0, 1]), np.array([3, 2, 1])
+    assert metrics.ndcg(labels, scores, np.zeros(3), k=2) == 0
+    assert metrics.ndcg(labels, scores, np.zeros(3), k=3) == pytest.approx(0.5)
+    assert np.isnan(metrics.ndcg(np.zeros(3), scores, np.zeros(3)))
+
+
 def test_logloss_is_the_mean_surprise() -> None:
     labels, probs = np.array([1, 0]), np.array([0.8, 0.4])
     assert metrics.logloss(labels, probs) == pytest.approx(-(np.log(0.8) + np.log(0.6)) / 2)

@@ -40,6 +40,7 @@ def trained(world: Path, tmp_path: Path) -> Callable[..., dict[str, float]]:
     def run(model: str, *flags: str) -> dict[str, float]:
         places = ["--data-path", str(world), "--artifacts-dir", str(tmp_path), "--version", "v1"]
         few = ["--epochs", "4", "--batch-size", "256", "--lr", "5e-3"]
+        few = ["--epochs", "40"] if model == "xgb" else few
         assert train(model, *places, *few, *flags) == 0
         metrics: dict[str, float] = artifacts.read_meta(tmp_path / model / "v1")["metrics"]
         return metrics
@@ -47,10 +48,11 @@ def trained(world: Path, tmp_path: Path) -> Callable[..., dict[str, float]]:
     return run
 
 
+@pytest.mark.parametrize("model", ["deepfm", "xgb"])
 def test_predictions_stay_calibrated_when_negatives_are_sampled(
-    trained: Callable[..., dict[str, float]],
+    trained: Callable[..., dict[str, float]], model: str
 ) -> None:
-    metrics = trained("deepfm", "--negative-sampling-rate", "0.1")
+    metrics = trained(model, "--negative-sampling-rate", "0.1")
     # 1,600 negatives stand for 16,000: 3 % of noise. Without a correction, the ratio is 3.6.
     assert metrics["calibration_ratio"] == pytest.approx(1, abs=0.08)
     assert metrics["auc"] > 0.7
@@ -64,10 +66,11 @@ def test_every_task_of_mmoe_stays_calibrated_when_negatives_are_sampled(
     assert metrics["watch_time_calibration_ratio"] == pytest.approx(1, abs=0.12)
 
 
+@pytest.mark.parametrize("model", ["deepfm", "xgb"])
 def test_a_weight_of_positives_raises_predictions(
-    trained: Callable[..., dict[str, float]],
+    trained: Callable[..., dict[str, float]], model: str
 ) -> None:
-    assert trained("deepfm", "--positive-weight", "5")["calibration_ratio"] > 1.5
+    assert trained(model, "--positive-weight", "5")["calibration_ratio"] > 1.5
 
 
 def test_a_weight_of_2_counts_as_much_as_the_row_twice() -> None:

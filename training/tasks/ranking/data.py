@@ -21,7 +21,7 @@ from training.data.feature_flags import EventFlags, readers_of, split_names
 from training.data.features import DEFAULT_FEATURES, computable_crosses, fit_schema, to_matrix
 from training.data.files import read_parquet
 from training.data.sources import DataError
-from training.data.splits import Splits, label_problems, load_splits
+from training.data.splits import Splits, empty_cells, label_problems, load_splits
 from training.engine.fit import WeightedRows
 from training.golden import Golden, golden_matrix, golden_rows
 from training.run import RunConfig
@@ -50,7 +50,8 @@ class RankingConfig(EventFlags, WeightFlags, RunConfig):
             files that are read one after the other; or the s3:// URL of any of these. By default, a
             synthetic world with a known ceiling is generated into data/impressions.
         features: Input columns in the order of the model, separated by commas.
-        group: Column to average GAUC over, such as user_id.
+        group: Column to average GAUC over, such as user_id; for rank objectives, the column of the
+            lists to rank, such as session_id.
         time_column: Column to split a single file by, oldest rows first. By default, the split is a
             seeded shuffle.
     """
@@ -76,7 +77,7 @@ class RankingData:
         weights: Weights in the loss of the rows of train and valid, float32 [B], their mean is 1.
         train_frame: Training split before encoding, with the negatives that sampling dropped.
         test_frame: Test split before encoding: the features and any other columns that were read.
-        groups: Group of each test row, [B]; None without a group column.
+        groups: Group of each row by split, [B]; empty without a group column.
         oracle: Expectation of each target on the test split, float32 [B, T]; None unless the data
             is synthetic.
         golden_rows: Golden request rows.
@@ -91,7 +92,7 @@ class RankingData:
     weights: dict[str, RowWeights]
     train_frame: pd.DataFrame
     test_frame: pd.DataFrame
-    groups: npt.NDArray[Any] | None
+    groups: dict[str, npt.NDArray[Any]]
     oracle: Targets | None
     golden_rows: list[dict[str, Any]]
     sha256: str
@@ -124,7 +125,12 @@ class RankingData:
 
 
 def load_ranking_data(
-    config: RankingConfig, targets: Sequence[str], columns: Sequence[str] = ()
+    config: RankingConfig,
+    targets: Sequence[str],
+    columns: Sequence[str] = (),
+    *,
+    whole_groups: bool = False,
+    has_grades: bool = False,
 ) -> RankingData:
     """Read, check, split and encode the data.
 
@@ -133,6 +139,8 @@ def load_ranking_data(
         targets: Columns to predict. The first one must be a label. Others are labels if they hold
             only 0 and 1, else amounts.
         columns: Further columns to keep in the test frame.
+        whole_groups: Keep the rows of a group in one split; every row must have a group.
+        has_grades: Whether the first target may be a grade of relevance instead of a label.
 
     Raises:
         DataError: If the data is unusable; the message says where and why.
@@ -160,8 +168,14 @@ def load_ranking_data(
         train = splits.train
         amounts = [t for t in targets[1:] if t not in train or not train[t].isin((0, 1)).all()]
         return [
-            *label_problems(splits, [t for t in targets if t not in amounts], amounts),
+            *label_problems(
+                splits,
+                [t for t in targets[has_grades:] if t not in amounts],
+                amounts,
+                targets[:has_grades],
+            ),
             *(weight_problems(splits, weight) if weight else ()),
+            *(empty_cells(splits, config.group) if whole_groups else ()),
         ]
 
     splits = load_splits(
@@ -177,6 +191,7 @@ def load_ranking_data(
         other_flags=dict.fromkeys(features, config.flags_of_kinds()),
         seed=config.seed,
         time_column=config.time_column or None,
+        group_column=config.group if whole_groups else None,
         check=check,
     )
     if config.group and config.group not in splits.test:
@@ -202,7 +217,11 @@ def load_ranking_data(
         },
         train_frame=splits.train,
         test_frame=splits.test,
-        groups=splits.test[config.group].to_numpy() if config.group else None,
+        groups={
+            name: frame[config.group].to_numpy()
+            for name, frame in splits._replace(train=train).items()
+            if config.group
+        },
         oracle=_oracle(DEFAULT_DATA, targets) if config.uses_default_data else None,
         golden_rows=golden_rows(schema, splits.test),
         sha256=data.sha256(*splits),
