@@ -5,7 +5,6 @@ Shapes: B instances.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, NamedTuple
@@ -24,12 +23,15 @@ HOURS, WEEKDAYS = 24, 7
 
 _DAY_S, _HOUR_S = 86400, 3600
 _THURSDAY = 3  # January 1, 1970; Monday is 0
-# A number of this size or more is not in seconds but in ms, us or ns: 1e11 s is the year 5138.
-_UNITS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
+# A number of this size or more is not in seconds but in ms, us or ns. 1e10 s is the year 2286, and
+# 1e10 ms is April 1970.
+_UNITS = ((1e16, 1e9), (1e13, 1e6), (1e10, 1e3))
 # Offsets from UTC change on a quarter of an hour.
 _OFFSET_BLOCK_S = 900
 # The times that Python's datetime has, in any time zone; offsets hardly matter to others.
 _FIRST_S, _LAST_S = -6.2e10, 2.5e11
+# A number that would be a later time is not a time.
+_MAX_S = 1e10
 # Shortest age, in days: one second. A positive column can have a log scale.
 _MIN_AGE = 1 / _DAY_S
 
@@ -61,8 +63,8 @@ def to_time(value: Id) -> Time:
         if not is_number(text):
             raise ValueError("neither a number nor an ISO 8601 time")
         value = float(text)
-    if not math.isfinite(value):
-        raise ValueError("not finite")
+    if not abs(value) < _MAX_S * 1e9:
+        raise ValueError("not finite, or beyond the year 2286")
     return Time(value / unit_of(abs(value)), is_local=False)
 
 

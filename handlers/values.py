@@ -106,8 +106,10 @@ def hashed_id(token: str) -> str:
     hash (Fowler, Noll and Vo) of the token in UTF-8, without its 11 highest bits; in Go,
     ``h := fnv.New64a(); h.Write([]byte(s)); h.Sum64() & (1<<53 - 1)``.
     """
-    if is_number(token) and abs(float(token)) <= MAX_EXACT:
-        return token
+    if is_number(token):
+        number = int(token) if token.lstrip("-").isdigit() else float(token)
+        if abs(number) <= MAX_EXACT:
+            return token
     value = _FNV_OFFSET
     for byte in token.encode("utf-8", "replace"):
         value = ((value ^ byte) * _FNV_PRIME) & 0xFFFFFFFFFFFFFFFF
