@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from handlers.feature import LISTS
+from handlers.feature import LISTS, TIMES
 from handlers.schema import FeatureSchema, Matrix
+from handlers.times import to_iso, to_seconds
 from handlers.values import LIST_SEPARATOR
 from training.data.features import to_matrix
 
@@ -39,7 +41,10 @@ def golden_rows(schema: FeatureSchema, test: pd.DataFrame) -> list[dict[str, Any
         if f.kind == "category":
             rows[0][f.name] = UNKNOWN_TOKEN
         elif f.kind in LISTS:
-            rows[0][f.name] = [*rows[0].get(f.name, []), UNKNOWN_TOKEN]
+            unknown = UNKNOWN_TOKEN.replace(f.separator, "") if f.separator else UNKNOWN_TOKEN
+            tokens = rows[0].get(f.name, [])
+            # At the end that is not cut.
+            rows[0][f.name] = [unknown, *tokens] if f.kind == "multi" else [*tokens, unknown]
     return rows
 
 
@@ -49,6 +54,9 @@ def golden_matrix(schema: FeatureSchema, rows: Sequence[Mapping[str, Any]]) -> M
     for f in schema.features:
         if f.name in frame and f.kind in LISTS:
             frame[f.name] = frame[f.name].map(LIST_SEPARATOR.join, na_action="ignore")
+        elif f.name in frame and f.kind in TIMES:
+            texts = frame[f.name].astype(object)
+            frame[f.name] = to_seconds(texts.where(texts.notna(), None), UTC, f.name)
         elif f.name in frame and f.kind != "category":
             frame[f.name] = frame[f.name].astype(np.float64)
     return to_matrix(schema, frame)
@@ -65,8 +73,9 @@ def request_rows(schema: FeatureSchema, frame: pd.DataFrame) -> list[dict[str, A
         for row in present.to_dict("records")
     ]
     for f in schema.features:
-        if f.kind in LISTS:
+        if f.kind in LISTS or f.kind in TIMES:
             for row in rows:
                 if f.name in row:
-                    row[f.name] = row[f.name].split(LIST_SEPARATOR)
+                    value = row[f.name]
+                    row[f.name] = to_iso(value) if f.kind in TIMES else value.split(LIST_SEPARATOR)
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pandas.api.types import is_numeric_dtype
 
-from handlers.counts import FeatureCounts
 from handlers.encoders import TokenLists
 from handlers.feature import LISTS, Feature
 from handlers.schema import FeatureSchema, Matrix
@@ -23,6 +23,8 @@ from handlers.values import LIST_SEPARATOR, hashed_id
 from training.data.sources import DataError
 
 Column = npt.NDArray[np.float32]
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_FEATURES = (
     "item_ctr",
@@ -76,6 +78,7 @@ def fit_schema(train: pd.DataFrame, drafts: Sequence[Feature]) -> FeatureSchema:
             f"features: expected names without quotes, backslashes and control characters, got "
             f"{', '.join(map(repr, odd))}; rename the columns"
         )
+    _log_cut_lists(train, drafts)
     crosses = computable_crosses(features)
     learned = []
     for draft in drafts:
@@ -96,6 +99,24 @@ def fit_schema(train: pd.DataFrame, drafts: Sequence[Feature]) -> FeatureSchema:
         else:
             learned.append(replace(draft, default=None) if draft.kind == "age" else draft)
     return FeatureSchema(_with_ranges(learned, train))
+
+
+def _log_cut_lists(train: pd.DataFrame, drafts: Sequence[Feature]) -> None:
+    """Log how many lists are longer than the model reads."""
+    for draft in drafts:
+        if draft.kind in LISTS and draft.name in train:
+            lists = train[draft.name].dropna()
+            n_joints = pc.count_substring(pa.array(lists, pa.large_string()), LIST_SEPARATOR)
+            n_cut = int((n_joints.to_numpy() >= draft.max_length).sum())
+            if n_cut:
+                logger.info(
+                    "%s: %s of %s lists are longer than %s%d",
+                    draft.name,
+                    f"{n_cut:,}",
+                    f"{len(lists):,}",
+                    "--max-values " if draft.kind == "multi" else "",
+                    draft.max_length,
+                )
 
 
 def _with_ranges(features: Sequence[Feature], train: pd.DataFrame) -> list[Feature]:
@@ -159,15 +180,12 @@ def _with_vocabulary(draft: Feature, counts: pd.Series[int]) -> Feature:
     return replace(draft, vocabulary=tuple(ordered["token"]))
 
 
-def to_matrix(
-    schema: FeatureSchema, frame: pd.DataFrame, counts: FeatureCounts | None = None
-) -> Matrix:
+def to_matrix(schema: FeatureSchema, frame: pd.DataFrame) -> Matrix:
     """Encode the rows of a data frame as request rows are encoded, float32 [B, C].
 
     Args:
         schema: The schema.
         frame: The data frame; it may lack cross features.
-        counts: Gets the numbers of truncated lists.
     """
     matrix = np.empty((len(frame), schema.n_columns), dtype=np.float32)
     for start in range(0, len(frame), CHUNK_ROWS):
@@ -182,7 +200,7 @@ def to_matrix(
                 if feature.kind == "category":
                     values = values.astype(object).where(values.notna(), None)
                 columns[feature.name] = values.to_numpy()
-        matrix[rows] = schema.matrix(schema.raw_columns(columns, counts))
+        matrix[rows] = schema.matrix(schema.raw_columns(columns))
     return matrix
 
 

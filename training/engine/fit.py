@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from handlers.feature import OOV_INDEX
-from handlers.models.layers import RankingNetwork
+from handlers.feature import MISSING_INDEX, OOV_INDEX
+from handlers.models.layers import FeatureInputs, RankingNetwork
 from training.bounds import Count, LearningRate, Seed, Weight
 from training.engine.launch import run_loop
 from training.engine.worker import EngineConfig, Step, TrainingError, Worker
@@ -101,7 +101,7 @@ def fit(
     network.inputs.fit(matrix)
 
     def step(index: Tensor) -> Tensor:
-        batch = hide_some(matrix[index], network.inputs.categories)
+        batch = hide_tokens(matrix[index], network.inputs)
         return loss(network(batch), targets[index], weights[index])
 
     def validate() -> Tensor:
@@ -295,7 +295,22 @@ def _parameter_groups(network: nn.Module, config: FitConfig) -> list[dict[str, o
     ]
 
 
-def hide_some(batch: Tensor, categories: list[int], share: float = OOV_SHARE) -> Tensor:
+def hide_tokens(batch: Tensor, inputs: FeatureInputs) -> Tensor:
+    """Replace some categories and some tokens of lists by out-of-vocabulary, in place.
+
+    Args:
+        batch: float32 [B, C].
+        inputs: The input layer, which knows the columns.
+    """
+    hide_some(batch, inputs.categories, OOV_SHARE)
+    if columns := inputs.list_columns:
+        tokens = batch[:, columns]
+        hidden = (torch.rand(tokens.shape) < OOV_SHARE) & (tokens != MISSING_INDEX)
+        batch[:, columns] = tokens.masked_fill(hidden, float(OOV_INDEX))
+    return batch
+
+
+def hide_some(batch: Tensor, categories: list[int], share: float) -> Tensor:
     """Replace a random share of the categories by out-of-vocabulary, in place, float32 [B, C]."""
     if categories:
         hidden = torch.rand(len(batch), len(categories)) < share
