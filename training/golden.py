@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,12 @@ import pandas as pd
 
 from handlers.feature import LISTS, TIMES
 from handlers.schema import FeatureSchema, Matrix
-from handlers.times import to_iso, to_seconds
+from handlers.times import to_iso
 from handlers.values import LIST_SEPARATOR
+from training.data.feature_flags import readers_of
 from training.data.features import to_matrix
+from training.data.nested import json_cells
+from training.data.sources import DataError
 
 GOLDEN_ROWS = 32
 UNKNOWN_TOKEN = "a token that no vocabulary holds"
@@ -49,17 +51,19 @@ def golden_rows(schema: FeatureSchema, test: pd.DataFrame) -> list[dict[str, Any
 
 
 def golden_matrix(schema: FeatureSchema, rows: Sequence[Mapping[str, Any]]) -> Matrix:
-    """Encode golden rows with the code that encodes training data, float32 [rows, C]."""
-    frame = pd.DataFrame(rows)
-    for f in schema.features:
-        if f.name in frame and f.kind in LISTS:
-            frame[f.name] = frame[f.name].map(LIST_SEPARATOR.join, na_action="ignore")
-        elif f.name in frame and f.kind in TIMES:
-            texts = frame[f.name].astype(object)
-            frame[f.name] = to_seconds(texts.where(texts.notna(), None), UTC, f.name)
-        elif f.name in frame and f.kind != "category":
-            frame[f.name] = frame[f.name].astype(np.float64)
-    return to_matrix(schema, frame)
+    """Encode golden rows with the code that reads and encodes training data, float32 [rows, C]."""
+    readers = readers_of(schema.features)
+    columns: dict[str, Any] = {}
+    for name in schema.names:
+        values = [row.get(name) for row in rows]
+        if name not in readers:
+            columns[name] = np.array(values, dtype=np.float64)
+            continue
+        read, wrong = readers[name](json_cells(values))
+        if wrong:
+            raise DataError(f"golden row {wrong.row}, {name}: {wrong.problem}")
+        columns[name] = read if isinstance(read, np.ndarray) else read.to_pandas()
+    return to_matrix(schema, pd.DataFrame(columns))
 
 
 def request_rows(schema: FeatureSchema, frame: pd.DataFrame) -> list[dict[str, Any]]:
