@@ -287,7 +287,7 @@ def _doc_rows(
     if doc_id in table:
         last = pd.Series(docs).groupby(table[doc_id], sort=False).last()
         return {str(name): int(row) for name, row in last.items()}
-    values = doc_frame.astype(str).agg(",".join, axis=1).str.replace(LIST_SEPARATOR, "|")
+    values = doc_frame.astype(str).fillna("").agg(",".join, axis=1).str.replace(LIST_SEPARATOR, "|")
     return {name: row for row, name in enumerate(values)}
 
 
