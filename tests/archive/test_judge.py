@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from archive.gate.judge import GateConfig, judge, merged_columns
+from archive import catalog
+from archive.gate.judge import GateConfig, held_out, merged_columns, open_archive
 from handlers.errors import UserError
-from tests.examples import train
+from tests.examples import load_handler, predict, train
 from training.train_xgb import Config
 
 
@@ -72,6 +73,10 @@ def test_versions_with_and_without_lists_and_times_are_compared(tmp_path: Path) 
         model_dir=tmp_path,
         registry=tmp_path / "registry",
     )
-    page = judge(config)
-    both = page.comparison
-    assert both is not None
+    archives = (open_archive(config, version, tmp_path / version) for version in ("new", "old"))
+    rows = held_out(catalog.get("xgb"), *archives, config).rows()
+    assert rows[0].keys() == {"price", "tags", "at", "likes"}
+    scores = [
+        predict(load_handler("xgb", tmp_path / "xgb" / version), rows) for version in ("new", "old")
+    ]
+    assert np.corrcoef(scores)[0, 1] > 0.9
