@@ -73,8 +73,10 @@ def test_versions_with_and_without_lists_and_times_are_compared(tmp_path: Path) 
         model_dir=tmp_path,
         registry=tmp_path / "registry",
     )
-    archives = (open_archive(config, version, tmp_path / version) for version in ("new", "old"))
-    rows = held_out(catalog.get("xgb"), *archives, config).rows()
+    new_archive, old_archive = (
+        open_archive(config, version, tmp_path / version) for version in ("new", "old")
+    )
+    rows = held_out(catalog.get("xgb"), new_archive, old_archive, config).rows()
     assert rows[0].keys() == {"price", "tags", "at", "likes"}
     scores = [
         predict(load_handler("xgb", tmp_path / "xgb" / version), rows) for version in ("new", "old")

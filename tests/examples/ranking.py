@@ -30,7 +30,7 @@ ID_ARGUMENTS = (
     *("--max-values", "3"),
     *("--timestamp", "event time,published"),
     *("--timezone", "Asia/Shanghai"),
-    *("--hash", "user_id:10000,item-tags:50"),
+    *("--hash", "class:100,item-tags:50"),
     "--hash-ids",
     *("--label", "clicked?"),
 )
