@@ -101,7 +101,9 @@ def is_number(text: str) -> bool:
 
 def fits_float(token: str) -> bool:
     """Return whether a client that sends float64 numbers only can send a token."""
-    return is_number(token) and abs(float(token)) <= MAX_EXACT
+    if not is_number(token):
+        return False
+    return abs(int(token) if token.lstrip("-").isdigit() else float(token)) <= MAX_EXACT
 
 
 def hashed_id(token: str) -> str:

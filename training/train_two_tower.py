@@ -24,7 +24,7 @@ from training import run
 from training.artifacts import save_item_vectors, space_id
 from training.bounds import Count, CountOrZero, Dropout, EmbeddingDim, LearningRate, Weight, Widths
 from training.engine.devices import tensors
-from training.engine.fit import FitConfig, History, fit_steps, hide_some, predict
+from training.engine.fit import FitConfig, History, fit_steps, hide_some, hide_tokens, predict
 from training.engine.worker import seed_everything
 from training.golden import Golden, golden_matrix
 from training.metrics.curves import save_loss
@@ -148,12 +148,12 @@ def fit(network: TwoTower, data: RetrievalData, config: Config) -> History:
     frequency = torch.from_numpy(data.counts / data.counts.sum()).float().to(device)
 
     def embed_items(items: Tensor) -> Tensor:
-        batch = hide_some(catalog[items], network.item.inputs.categories)
+        batch = hide_tokens(catalog[items], network.item.inputs)
         vectors: Tensor = network.item(hide_some(batch, id_columns, config.id_dropout))
         return vectors
 
     def step(index: Tensor) -> Tensor:
-        user = network.user(hide_some(users[index], network.user.inputs.categories))  # [B, D]
+        user = network.user(hide_tokens(users[index], network.user.inputs))  # [B, D]
         own, diagonal = chosen[index], torch.arange(len(index), device=device)  # [B]
         extra = torch.randint(n_known, (config.extra_negatives,), device=device)
         candidates = torch.cat([own, extra])  # [N]

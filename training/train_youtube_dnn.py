@@ -25,7 +25,7 @@ from handlers.schema import FeatureSchema
 from training import run
 from training.artifacts import save_item_vectors, space_id
 from training.bounds import Count, CountOrZero, Dropout, EmbeddingDim, LearningRate, Weight, Widths
-from training.engine.fit import FitConfig, fit_steps, hide_some
+from training.engine.fit import FitConfig, fit_steps, hide_tokens
 from training.engine.worker import seed_everything
 from training.golden import Golden
 from training.metrics.curves import save_loss
@@ -141,7 +141,7 @@ def fit(network: YouTubeDNN, data: NextItemData, config: Config) -> dict[str, li
     loss = softmax_loss(network, windows.targets, config.full_softmax_items, config.sampled_items)
 
     def step(index: Tensor) -> Tensor:
-        users = hide_some(all_users[windows.users[index]], network.inputs.categories)
+        users = hide_tokens(all_users[windows.users[index]], network.inputs)
         histories, targets = hide_items(windows.histories[index]), windows.targets[index]
         steps = targets >= FIRST_TOKEN_INDEX
         return loss(network.at_steps(users, histories, steps), targets[steps] - FIRST_TOKEN_INDEX)

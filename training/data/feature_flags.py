@@ -23,6 +23,19 @@ def split_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def named_columns(flag: str, text: str) -> dict[str, str]:
+    """Return the parts of a flag that lists columns, by column: ``tags`` for ``tags:|``.
+
+    Args:
+        flag: Name of the flag, such as ``multi``.
+        text: Its value.
+    """
+    parts = split_names(text)
+    if flag == "multi":
+        return {parse_separator(part)[0]: part for part in parts}
+    return {part.rpartition(":")[0] if flag == "hash" else part: part for part in parts}
+
+
 @dataclass(frozen=True)
 class FeatureFlags:
     """Which features are categories.
@@ -45,9 +58,14 @@ class FeatureFlags:
     hash_ids: bool = False
 
     @classmethod
+    def kind_flags(cls) -> list[str]:
+        """Return the names of the flags that say what kind of feature a column is."""
+        return ["categorical", "multi"]
+
+    @classmethod
     def names(cls) -> list[str]:
         """Return the names of the flags that list columns."""
-        return ["categorical", "multi", "hash"]
+        return [*cls.kind_flags(), "hash"]
 
     @classmethod
     def flags_of_kinds(cls) -> list[str]:
@@ -68,11 +86,22 @@ class FeatureFlags:
         Raises:
             DataError: If a flag has no meaning.
         """
+        if self.multi.endswith((": ", ":\t")) or ": ," in self.multi or ":\t," in self.multi:
+            raise DataError("--multi: spell a tab or a space as in tags:tab or tags:space")
+        self._check_kinds()
         self._expect("--categorical", split_names(self.categorical), features, flag)
         self._expect("--multi", self._separators, features, flag)
         categories = {*split_names(self.categorical), *self._separators}
         self._expect("--hash", self._buckets, categories, "--categorical or --multi")
         return [self._draft(name) for name in features]
+
+    def _check_kinds(self) -> None:
+        """Raise an error if two flags name the same column."""
+        flags: dict[str, str] = {}
+        for flag in self.kind_flags():
+            for name in named_columns(flag, getattr(self, flag)):
+                if (other := flags.setdefault(name, flag)) != flag:
+                    raise DataError(f"--{other} and --{flag}: {name}: expected in one of them")
 
     def _draft(self, name: str) -> Feature:
         buckets, hash_ids = self._buckets.get(name, 0), self.hash_ids
@@ -128,9 +157,9 @@ class EventFlags(FeatureFlags):
     timezone: str = "UTC"
 
     @classmethod
-    def names(cls) -> list[str]:
-        """Return the names of the flags that list columns."""
-        return [*super().names(), "timestamp"]
+    def kind_flags(cls) -> list[str]:
+        """Return the names of the flags that say what kind of feature a column is."""
+        return [*super().kind_flags(), "timestamp"]
 
     def added_features(self) -> list[str]:
         """Return the columns of lists and of times."""
@@ -155,8 +184,13 @@ class EventFlags(FeatureFlags):
 
 def parse_separator(text: str) -> tuple[str, str]:
     """Split ``tags:|`` into a column and a separator, which is empty for ``tags``."""
-    name, colon, separator = text.rpartition(":")
-    return (name, _SEPARATORS.get(separator, separator)) if colon else (text, "")
+    name, colon, named = text.rpartition(":")
+    if not colon:
+        return text, ""
+    separator = _SEPARATORS.get(named, named)
+    if any(character.isalnum() for character in separator):
+        raise DataError(f"{text}: expected a separator such as | or comma, got {separator}")
+    return name, separator
 
 
 def readers_of(features: Iterable[Feature]) -> dict[str, Reader]:

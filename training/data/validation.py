@@ -21,6 +21,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from handlers.values import LIST_SEPARATOR
 from training import artifacts
 from training.data.inspection.columns import Column
 from training.data.inspection.commands import quote
@@ -209,7 +210,8 @@ def changes(frame: pd.DataFrame, now: Statistics, before: Statistics) -> Iterato
         missing = 1 - len(present) / len(frame)
         if abs(missing - old.missing) > MAX_MISSING_CHANGE:
             yield Finding(name, f"{missing:.1%} empty cells", f"about {old.missing:.1%}")
-        if present.empty or not old.shares:
+        # A time, the only column of float64, moves on.
+        if present.empty or not old.shares or present.dtype == np.float64:
             continue
         if old.range is not None:
             low, high = map(np.float32, old.range)
@@ -243,7 +245,7 @@ def _describe(column: pd.Series[Any]) -> ColumnStatistics:
     tokens: tuple[str, ...] = ()
     span = None
     if not is_numeric_dtype(column):
-        tokens = tuple(present.value_counts().index[:N_TOKENS])
+        tokens = tuple(_tokens(present).value_counts().index[:N_TOKENS])
     elif len(present):
         levels = np.arange(1, N_BINS) / N_BINS
         quantiles = np.unique(np.quantile(present, levels, method="lower"))
@@ -259,6 +261,7 @@ def _describe(column: pd.Series[Any]) -> ColumnStatistics:
 def _shares(present: pd.Series[Any], bounds: Sequence[float], tokens: Sequence[str]) -> Shares:
     """Compute the share of each bin, float64 [bins]."""
     if tokens:
+        present = _tokens(present)
         index = pd.Index(tokens).get_indexer(pd.Index(present))
         index = np.where(index < 0, len(tokens), index)
     else:
@@ -266,6 +269,13 @@ def _shares(present: pd.Series[Any], bounds: Sequence[float], tokens: Sequence[s
     counts = np.bincount(index, minlength=len(bounds or tokens) + 1)
     shares: Shares = counts / len(present)
     return shares
+
+
+def _tokens(present: pd.Series[Any]) -> pd.Series[Any]:
+    """Return the tokens of categories or of lists."""
+    if not present.str.contains(LIST_SEPARATOR, regex=False).any():
+        return present
+    return present.str.split(LIST_SEPARATOR, regex=False).explode()
 
 
 def _sample(frame: pd.DataFrame) -> pd.DataFrame:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from handlers.feature import OOV_INDEX
-from handlers.models.layers import RankingNetwork
+from handlers.feature import MISSING_INDEX, OOV_INDEX
+from handlers.models.layers import FeatureInputs, RankingNetwork
 from training.bounds import Count, LearningRate, Seed, Weight
 from training.engine.launch import run_loop
 from training.engine.warm_start import start_from
@@ -113,7 +113,7 @@ def fit(
     share = min(max(OOV_SHARE, OOV_ROWS / len(matrix)), MAX_OOV_SHARE)
 
     def step(index: Tensor) -> Tensor:
-        batch = hide_some(matrix[index], network.inputs.categories, share)
+        batch = hide_tokens(matrix[index], network.inputs, share)
         return loss(network(batch), targets[index], weights[index])
 
     def validate() -> Tensor:
@@ -317,7 +317,24 @@ def _parameter_groups(network: nn.Module, config: FitConfig) -> list[dict[str, o
     ]
 
 
-def hide_some(batch: Tensor, categories: list[int], share: float = OOV_SHARE) -> Tensor:
+def hide_tokens(batch: Tensor, inputs: FeatureInputs, share: float = OOV_SHARE) -> Tensor:
+    """Replace some categories and some tokens of lists by out-of-vocabulary, in place.
+
+    Args:
+        batch: float32 [B, C].
+        inputs: The input layer, which knows the columns.
+        share: Share of the tokens.
+    """
+    hide_some(batch, inputs.categories, share)
+    if columns := inputs.list_columns:
+        tokens = batch[:, columns]
+        hidden = torch.rand(tokens.shape, device=batch.device) < share
+        hidden &= tokens != MISSING_INDEX
+        batch[:, columns] = tokens.masked_fill(hidden, float(OOV_INDEX))
+    return batch
+
+
+def hide_some(batch: Tensor, categories: list[int], share: float) -> Tensor:
     """Replace a random share of the categories by out-of-vocabulary, in place, float32 [B, C]."""
     if categories:
         hidden = torch.rand(len(batch), len(categories), device=batch.device) < share

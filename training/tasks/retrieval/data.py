@@ -21,7 +21,7 @@ import tyro
 
 from handlers.feature import Feature
 from handlers.schema import FeatureSchema, Matrix
-from training.data.feature_flags import FeatureFlags, readers_of, split_names
+from training.data.feature_flags import FeatureFlags, named_columns, readers_of, split_names
 from training.data.features import fit_schema, to_matrix
 from training.data.files import read_parquet
 from training.data.sources import DataError, DataSet
@@ -214,6 +214,8 @@ def _drafts(
         raise DataError(
             f"{', '.join(repeated)}: expected once among --user-cols, --item-cols and --label"
         )
+    if config.item_id in named_columns("multi", config.multi):
+        raise DataError(f"--multi {config.item_id}: identifies an item, so it has one value")
     drafts = config.drafts([*user_cols, *item_cols], "--user-cols or --item-cols")
     return [
         replace(draft, kind="category") if draft.name == config.item_id else draft

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from handlers.feature import Feature
 from handlers.request_rows import QUERY_FEATURES_KEY
+from handlers.values import LIST_SEPARATOR
 from training.data.cells import to_free_texts
 from training.data.feature_flags import FeatureFlags, readers_of, split_names
 from training.data.features import fit_schema
@@ -300,12 +301,12 @@ def _doc_rows(
     if doc_id in table:
         last = pd.Series(docs).groupby(table[doc_id], sort=False).last()
         return {str(name): int(row) for name, row in last.items()}
-    values = doc_frame.astype(str).agg(",".join, axis=1)
+    values = doc_frame.astype(str).fillna("").agg(",".join, axis=1).str.replace(LIST_SEPARATOR, "|")
     return {name: row for row, name in enumerate(values)}
 
 
 def golden_queries(data: SearchData) -> tuple[list[dict[str, Any]], Inputs]:
     """Return golden request rows, most of them wrapped, and the same queries encoded."""
     rows = golden_rows(data.query_columns.schema, data.test.frame)
-    inputs = data.query_columns.encode(pd.DataFrame(rows))
+    inputs = data.query_columns.encode_rows(rows)
     return [row if i % 4 == 2 else {QUERY_FEATURES_KEY: row} for i, row in enumerate(rows)], inputs
