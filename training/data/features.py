@@ -189,6 +189,8 @@ def to_matrix(
 def _token_lists(cells: pd.Series) -> TokenLists:
     """Split cells that :class:`training.data.cells.ListReader` has joined."""
     column = pa.array(cells, pa.large_string(), from_pandas=True)
+    if isinstance(column, pa.ChunkedArray):  # of a table that was read in several batches
+        column = column.combine_chunks()
     lists = pc.split_pattern(column, LIST_SEPARATOR)
     distinct = pc.list_flatten(lists).dictionary_encode()
     lengths = pc.fill_null(pc.list_value_length(lists), 0)

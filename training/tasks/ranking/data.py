@@ -32,9 +32,7 @@ from training.tasks.ranking.weights import (
     sample_negatives,
     weight_problems,
 )
-from training.tasks.ranking.world import generate_impressions
-
-DEFAULT_DATA = Path("data/impressions")
+from training.tasks.ranking.world import IMPRESSIONS, World
 
 Targets = npt.NDArray[np.float32]
 
@@ -56,6 +54,7 @@ class RankingConfig(EventFlags, WeightFlags, RunConfig):
     """
 
     column_flags: ClassVar[Sequence[str]] = ("features", *EventFlags.names())
+    world: ClassVar[World] = IMPRESSIONS
 
     data_path: str | None = None
     features: str = ",".join(DEFAULT_FEATURES)
@@ -145,11 +144,12 @@ def load_ranking_data(
     weight = config.weight_column
     if weight in {*features, *targets} - {""}:
         raise DataError(f"--weight-column {weight}: is also a feature or a target")
+    folder = config.world.folder
     if config.uses_default_data:
-        if not DEFAULT_DATA.exists():
-            logger.info("no --data-path: generating a synthetic world in %s", DEFAULT_DATA)
-        generate_impressions(DEFAULT_DATA)
-    data = config.data(DEFAULT_DATA)
+        if not folder.exists():
+            logger.info("no --data-path: generating a synthetic world in %s", folder)
+        config.world.generate(folder)
+    data = config.data(folder)
     crosses = computable_crosses(features)
     extra = [
         name for name in (*columns, config.group) if name not in {"", weight, *features, *targets}
@@ -200,7 +200,7 @@ def load_ranking_data(
         train_frame=splits.train,
         test_frame=splits.test,
         groups=splits.test[config.group].to_numpy() if config.group else None,
-        oracle=_oracle(DEFAULT_DATA, targets) if config.uses_default_data else None,
+        oracle=_oracle(folder, targets) if config.uses_default_data else None,
         golden_rows=golden_rows(schema, splits.test),
         sha256=data.sha256(*splits),
     )
