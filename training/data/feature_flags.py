@@ -91,7 +91,7 @@ class FeatureFlags:
         self._check_kinds()
         self._expect("--categorical", split_names(self.categorical), features, flag)
         self._expect("--multi", self._separators, features, flag)
-        categories = {*split_names(self.categorical), *self._separators}
+        categories = {*self._categories, *self._separators}
         self._expect("--hash", self._buckets, categories, "--categorical or --multi")
         return [self._draft(name) for name in features]
 
@@ -114,9 +114,13 @@ class FeatureFlags:
                 max_length=self.max_values,
                 separator=self._separators[name],
             )
-        if name in split_names(self.categorical):
+        if name in self._categories:
             return Feature(name, kind="category", hash_buckets=buckets, hash_ids=hash_ids)
         return Feature(name)
+
+    @property
+    def _categories(self) -> list[str]:
+        return split_names(self.categorical)
 
     @property
     def _separators(self) -> dict[str, str]:
@@ -180,6 +184,60 @@ class EventFlags(FeatureFlags):
         if name == times[0]:
             return Feature(name, kind="time", time_zone=self.timezone)
         return Feature(name, kind="age", time_zone=self.timezone, event=times[0])
+
+
+@dataclass(frozen=True)
+class HistoryFlags(EventFlags):
+    """Which features are categories and times, and which lists what came before the event.
+
+    Attributes:
+        history: Input column that lists the items of the user before the event, the latest last;
+            with a separator as in --multi.
+        history_of: Input column that holds the item itself; it is a category too.
+        max_history: Most items of one cell of --history; older ones are cut, and counted.
+    """
+
+    history: str = ""
+    history_of: str = "item_id"
+    max_history: Annotated[int, Field(ge=1, le=10_000)] = 50
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Return the names of the flags that list columns."""
+        return [*super().names(), "history"]
+
+    def added_features(self) -> list[str]:
+        """Return the columns of lists, times and histories."""
+        return [*super().added_features(), *self.histories]
+
+    def drafts(self, features: Sequence[str], flag: str = "--features") -> list[Feature]:
+        """Return features as the flags describe them; see :meth:`FeatureFlags.drafts`."""
+        others = {*super().added_features(), *self._categories}
+        if twice := [name for name in self.histories if name in others]:
+            raise DataError(f"--history {','.join(twice)}: another flag says that it is no history")
+        if self.histories:
+            self._expect("--history-of", [self.history_of], features, flag)
+        return super().drafts(features, flag)
+
+    def _draft(self, name: str) -> Feature:
+        if name not in self.histories:
+            return super()._draft(name)
+        return Feature(
+            name,
+            kind="history",
+            max_length=self.max_history,
+            separator=self.histories[name],
+            items=self.history_of,
+        )
+
+    @property
+    def histories(self) -> dict[str, str]:
+        """Separators of the histories, by name."""
+        return dict(parse_separator(part) for part in split_names(self.history))
+
+    @property
+    def _categories(self) -> list[str]:
+        return [*super()._categories, *([self.history_of] if self.history else [])]
 
 
 def parse_separator(text: str) -> tuple[str, str]:

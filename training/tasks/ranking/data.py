@@ -32,9 +32,7 @@ from training.tasks.ranking.weights import (
     sample_negatives,
     weight_problems,
 )
-from training.tasks.ranking.world import generate_impressions
-
-DEFAULT_DATA = Path("data/impressions")
+from training.tasks.ranking.world import IMPRESSIONS, World
 
 Targets = npt.NDArray[np.float32]
 
@@ -57,6 +55,7 @@ class RankingConfig(EventFlags, WeightFlags, RunConfig):
     """
 
     column_flags: ClassVar[Sequence[str]] = ("features", *EventFlags.names())
+    world: ClassVar[World] = IMPRESSIONS
 
     data_path: str | None = None
     features: str = ",".join(DEFAULT_FEATURES)
@@ -153,11 +152,12 @@ def load_ranking_data(
     weight = config.weight_column
     if weight in {*features, *targets} - {""}:
         raise DataError(f"--weight-column {weight}: is also a feature or a target")
+    folder = config.world.folder
     if config.uses_default_data:
-        if not DEFAULT_DATA.exists():
-            logger.info("no --data-path: generating a synthetic world in %s", DEFAULT_DATA)
-        generate_impressions(DEFAULT_DATA)
-    data = config.data(DEFAULT_DATA)
+        if not folder.exists():
+            logger.info("no --data-path: generating a synthetic world in %s", folder)
+        config.world.generate(folder)
+    data = config.data(folder)
     crosses = computable_crosses(features)
     config.check_default_columns(data, "features", "label", "targets", optional=crosses)
     extra = [
@@ -222,7 +222,7 @@ def load_ranking_data(
             for name, frame in splits._replace(train=train).items()
             if config.group
         },
-        oracle=_oracle(DEFAULT_DATA, targets) if config.uses_default_data else None,
+        oracle=_oracle(folder, targets) if config.uses_default_data else None,
         golden_rows=golden_rows(schema, splits.test),
         sha256=data.sha256(*splits),
     )
