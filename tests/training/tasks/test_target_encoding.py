@@ -69,7 +69,7 @@ def test_a_list_becomes_indicators_of_its_frequent_tokens_and_its_length(tmp_pat
         ]
     )
     inputs, encoded = fit_target_encodings(
-        schema, matrix, np.float32([1, 0, 0]), np.ones(3, dtype=np.float32), seed=0
+        schema, matrix, NOISE[:3], np.ones(3, dtype=np.float32), seed=0
     )
     assert inputs.lists == [(0, 3, 2), (4, 8, 1), (9, 13, 0)]
     by_hand = [
