@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # `make train-all archive serve` runs them in this order
-.PHONY: help setup data train train-all archive describe index serve stop status evaluate register registry deploy readme test lint format bench soak tune doctor quality lock audit sbom licences clean
+.PHONY: help setup data inspect train train-all archive describe index serve stop status evaluate register registry deploy readme test lint format bench soak tune doctor quality lock audit sbom licences clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -41,6 +41,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.installed-%: $(VENV)/.installed
 	$(PIP_INSTALL) '.[$*]'
 	@touch $@
+
+inspect: $(VENV)/.installed ## Propose commands that train on a data set: DATA=clicks.csv
+	@$(PY) -m scripts.inspect_data $(if $(DATA),'$(DATA)') $(ARGS)
 
 train: $(VENV)/.installed ## Train a model: MODEL=deepfm [VERSION=v1] [ARGS='--epochs 5']
 	@test -n "$(MODEL)" || { echo "error: no model given; set MODEL to one of: $(MODELS)"; exit 2; }

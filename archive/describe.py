@@ -58,7 +58,9 @@ def tables(
     for feature in signature.features:
         # Only numbers have all three; inputs that are not features of a schema have only a name.
         kind, default, bounds = map(feature.get, ("kind", "default", "train_range"))
-        note = f"{feature['vocabulary_size']} tokens" if kind == "category" else ""
+        note = f"{feature['vocabulary_size']} tokens" if kind in ("category", "multi") else ""
+        if (sent_as := feature.get("sent_as", "number")) != "number":
+            note += f", sent as {sent_as}"
         if factors := feature.get("product_of"):
             note = "or " + " x ".join(factors)
         shown = ""

@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = [*default_runs(), *(REAL_RUNS if config.data else ())]
     if config.engine == "ray":
         scripts = {run.model: load_script(catalog.get(run.model).training[0]) for run in runs}
-        runs = [run for run in runs if scripts[run.model].Config.distributable]
+        runs = [run for run in runs if scripts[run.model].Config.library != "gensim"]
     known = sorted({run.model for run in runs})
     models = split_names(config.models) or known
     problems = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from hashlib import blake2b
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -139,16 +140,17 @@ def to_lists(values: Collection[Any], separator: str) -> TokenLists:
     """Collect the lists of requests.
 
     Args:
-        values: A list for each instance; a text is split at the separator, another single value
-            is a list of one, and None is empty.
+        values: A list for each instance; a text is split at the separator, in a list too, another
+            single value is a list of one, and None is empty.
         separator: Empty if a text is a single token.
     """
     lists: list[Sequence[Token | None]] = []
     list_of = []
     previous: Any = values  # is no value
     for value in values:
-        # The rows of a request often share a list. Comparing it takes a tenth of encoding it.
-        if not (isinstance(value, list) and value == previous):
+        # The rows of a request often share a list. Comparing it takes a tenth of encoding it. A
+        # large float is equal to an integer, but is no id.
+        if not (isinstance(value, list) and value == previous and float not in map(type, value)):
             lists.append(_split(value, separator))
             previous = value
         list_of.append(len(lists) - 1)
@@ -162,13 +164,13 @@ def to_lists(values: Collection[Any], separator: str) -> TokenLists:
 
 
 def _split(value: Any, separator: str) -> Sequence[Token | None]:
-    if isinstance(value, list):
-        return value
     if value is None:
         return ()
-    if isinstance(value, str) and separator:
-        return value.split(separator)
-    return (value,)
+    values: list[Token | None] = value if isinstance(value, list) else [value]
+    if not separator:
+        return values
+    parts = (token.split(separator) if isinstance(token, str) else [token] for token in values)
+    return list(chain.from_iterable(parts))
 
 
 class ListEncoder:
@@ -177,7 +179,7 @@ class ListEncoder:
     Args:
         tokens: Encoder of a token.
         max_length: Longest list.
-        separator: Splits a list that is given as text; empty if a text is a single token.
+        separator: Splits texts; empty if a text is a single token.
         keeps_last: Whether the end of a longer list is kept, not its beginning.
     """
 

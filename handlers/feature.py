@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from handlers.values import Id, Token
+from handlers.values import Id, Token, fits_float
 
 MISSING_INDEX = 0
 OOV_INDEX = 1
@@ -69,6 +69,15 @@ class Feature:
     def is_number(self) -> bool:
         """Whether the matrix holds a number, not indices."""
         return self.kind in NUMBERS
+
+    @property
+    def sent_as(self) -> str:
+        """What clients send: number, text or list; a time may be either number or text."""
+        if self.kind in LISTS:
+            return "list"
+        if self.hash_ids or all(map(fits_float, self.vocabulary)):
+            return "number"
+        return "text"
 
     @property
     def cardinality(self) -> int:

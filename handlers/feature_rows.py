@@ -67,8 +67,11 @@ class FeatureRowsHandler(RecHandler):
         return self.schema.row_type(forbid_unknown)
 
     def describe_features(self) -> list[dict[str, Any]]:
-        """Describe each feature: its kind, default and training range."""
-        return self.schema.to_json()
+        """Describe each feature: its kind, default, training range, and how clients send it."""
+        return [
+            item | {"sent_as": feature.sent_as}
+            for feature, item in zip(self.schema.features, self.schema.to_json(), strict=True)
+        ]
 
     def predict(self, rows: list[Any]) -> Scores:
         """Score all rows as one matrix."""

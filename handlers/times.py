@@ -5,7 +5,6 @@ Shapes: B instances.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, NamedTuple
@@ -24,12 +23,17 @@ HOURS, WEEKDAYS = 24, 7
 
 _DAY_S, _HOUR_S = 86400, 3600
 _THURSDAY = 3  # January 1, 1970; Monday is 0
-# A number of this size or more is not in seconds but in ms, us or ns: 1e11 s is the year 5138.
-_UNITS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
+# A number of this size or more is not in seconds but in ms, us or ns. 1e10 s is the year 2286, and
+# 1e10 ms is April 1970.
+_UNITS = ((1e16, 1e9), (1e13, 1e6), (1e10, 1e3))
 # Offsets from UTC change on a quarter of an hour.
 _OFFSET_BLOCK_S = 900
-# The times that Python's datetime has, in any time zone; offsets hardly matter to others.
-_FIRST_S, _LAST_S = -6.2e10, 2.5e11
+# The times that Python's datetime has: the years 1 to 9999 in UTC. Those in any time zone are a
+# little fewer; offsets hardly matter to others.
+_FIRST_S, _LAST_S = -62135596800, 253402300799
+_FIRST_IN_ZONES_S, _LAST_IN_ZONES_S = -6.2e10, 2.5e11
+# A number that would be a later time is not a time.
+_MAX_S = 1e10
 # Shortest age, in days: one second. A positive column can have a log scale.
 _MIN_AGE = 1 / _DAY_S
 
@@ -61,8 +65,8 @@ def to_time(value: Id) -> Time:
         if not is_number(text):
             raise ValueError("neither a number nor an ISO 8601 time")
         value = float(text)
-    if not math.isfinite(value):
-        raise ValueError("not finite")
+    if not abs(value) < _MAX_S * 1e9:
+        raise ValueError("not finite, or beyond the year 2286")
     return Time(value / unit_of(abs(value)), is_local=False)
 
 
@@ -96,11 +100,19 @@ def to_seconds(values: Collection[Id | None], zone: tzinfo, name: str) -> Second
 
 
 def from_local(seconds: Seconds, is_local: npt.NDArray[np.bool_], zone: tzinfo) -> Seconds:
-    """Convert those times that are local from a time zone to UTC, in place."""
+    """Convert those times that are local from a time zone to UTC, in place.
+
+    Times before the year 1 or after 9999 become the nearest one within.
+    """
     if is_local.any():
         local = seconds[is_local]
         seconds[is_local] = local - _utc_offsets(local, zone, are_local=True)
-    return seconds
+    return np.clip(seconds, _FIRST_S, _LAST_S, out=seconds)
+
+
+def to_iso(seconds: float) -> str:
+    """Spell a time between the years 1 and 9999 so that :func:`to_time` reads it."""
+    return f"{(datetime(1970, 1, 1) + timedelta(seconds=seconds)).isoformat()}Z"
 
 
 def calendar(seconds: Seconds, zone: tzinfo) -> npt.NDArray[np.float64]:
@@ -136,7 +148,7 @@ def _utc_offsets(seconds: Seconds, zone: tzinfo, *, are_local: bool = False) -> 
     """Return the offset of a time zone from UTC at each time, in seconds; 0 for a missing one."""
     if zone is UTC:
         return 0.0
-    known = np.nan_to_num(seconds).clip(_FIRST_S, _LAST_S)
+    known = np.nan_to_num(seconds).clip(_FIRST_IN_ZONES_S, _LAST_IN_ZONES_S)
     blocks, block_of = np.unique(known // _OFFSET_BLOCK_S, return_inverse=True)
     offsets = []
     for block in blocks.tolist():

@@ -99,6 +99,13 @@ def is_number(text: str) -> bool:
     return bool(_number.fullmatch(text))
 
 
+def fits_float(token: str) -> bool:
+    """Return whether a client that sends float64 numbers only can send a token."""
+    if not is_number(token):
+        return False
+    return abs(int(token) if token.lstrip("-").isdigit() else float(token)) <= MAX_EXACT
+
+
 def hashed_id(token: str) -> str:
     """Return the integer below 2^53 that stands for a token; a token that is one stays itself.
 
@@ -106,7 +113,7 @@ def hashed_id(token: str) -> str:
     hash (Fowler, Noll and Vo) of the token in UTF-8, without its 11 highest bits; in Go,
     ``h := fnv.New64a(); h.Write([]byte(s)); h.Sum64() & (1<<53 - 1)``.
     """
-    if is_number(token) and abs(float(token)) <= MAX_EXACT:
+    if fits_float(token):
         return token
     value = _FNV_OFFSET
     for byte in token.encode("utf-8", "replace"):

@@ -68,6 +68,20 @@ def find(model: str, version: str | None = None, root: Path = ARTIFACTS) -> Path
             f"run: make train MODEL={model} VERSION={version}"
         )
     folder = root / model / version
+    check_files(folder, f"run: make train MODEL={model} VERSION={version}")
+    return folder
+
+
+def check_files(folder: Path, advice: str) -> None:
+    """Check the files of an artifact folder against its meta file.
+
+    Args:
+        folder: The folder.
+        advice: What to do if a file is not what training wrote.
+
+    Raises:
+        ArtifactError: If a file is missing or was altered.
+    """
     for name, expected in read_meta(folder)["files"].items():
         path = folder / name
         if not path.is_file():
@@ -76,10 +90,7 @@ def find(model: str, version: str | None = None, root: Path = ARTIFACTS) -> Path
             problem = "was altered after training"
         else:
             continue
-        raise ArtifactError(
-            f"{folder}: {name} {problem}; run: make train MODEL={model} VERSION={version}"
-        )
-    return folder
+        raise ArtifactError(f"{folder}: {name} {problem}; {advice}")
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from handlers.feature import LISTS
+from handlers.feature import LISTS, TIMES
 from handlers.schema import FeatureSchema, Matrix
+from handlers.times import to_iso
 from handlers.values import LIST_SEPARATOR
+from training.data.feature_flags import readers_of
 from training.data.features import to_matrix
+from training.data.nested import json_cells
+from training.data.sources import DataError
 
 GOLDEN_ROWS = 32
 UNKNOWN_TOKEN = "a token that no vocabulary holds"
@@ -39,19 +43,27 @@ def golden_rows(schema: FeatureSchema, test: pd.DataFrame) -> list[dict[str, Any
         if f.kind == "category":
             rows[0][f.name] = UNKNOWN_TOKEN
         elif f.kind in LISTS:
-            rows[0][f.name] = [*rows[0].get(f.name, []), UNKNOWN_TOKEN]
+            unknown = UNKNOWN_TOKEN.replace(f.separator, "") if f.separator else UNKNOWN_TOKEN
+            tokens = rows[0].get(f.name, [])
+            # At the end that is not cut.
+            rows[0][f.name] = [unknown, *tokens] if f.kind == "multi" else [*tokens, unknown]
     return rows
 
 
 def golden_matrix(schema: FeatureSchema, rows: Sequence[Mapping[str, Any]]) -> Matrix:
-    """Encode golden rows with the code that encodes training data, float32 [rows, C]."""
-    frame = pd.DataFrame(rows)
-    for f in schema.features:
-        if f.name in frame and f.kind in LISTS:
-            frame[f.name] = frame[f.name].map(LIST_SEPARATOR.join, na_action="ignore")
-        elif f.name in frame and f.kind != "category":
-            frame[f.name] = frame[f.name].astype(np.float64)
-    return to_matrix(schema, frame)
+    """Encode golden rows with the code that reads and encodes training data, float32 [rows, C]."""
+    readers = readers_of(schema.features)
+    columns: dict[str, Any] = {}
+    for name in schema.names:
+        values = [row.get(name) for row in rows]
+        if name not in readers:
+            columns[name] = np.array(values, dtype=np.float64)
+            continue
+        read, wrong = readers[name](json_cells(values))
+        if wrong:
+            raise DataError(f"golden row {wrong.row}, {name}: {wrong.problem}")
+        columns[name] = read if isinstance(read, np.ndarray) else read.to_pandas()
+    return to_matrix(schema, pd.DataFrame(columns))
 
 
 def request_rows(schema: FeatureSchema, frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -65,8 +77,9 @@ def request_rows(schema: FeatureSchema, frame: pd.DataFrame) -> list[dict[str, A
         for row in present.to_dict("records")
     ]
     for f in schema.features:
-        if f.kind in LISTS:
+        if f.kind in LISTS or f.kind in TIMES:
             for row in rows:
                 if f.name in row:
-                    row[f.name] = row[f.name].split(LIST_SEPARATOR)
+                    value = row[f.name]
+                    row[f.name] = to_iso(value) if f.kind in TIMES else value.split(LIST_SEPARATOR)
     return rows

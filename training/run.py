@@ -5,21 +5,28 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar, cast, get_type_hints
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
-from pydantic import TypeAdapter, ValidationError
+import torch
 
 from handlers import logs
 from handlers.errors import UserError
-from handlers.schema import VOCABULARIES_FILE
+from handlers.schema import VOCABULARIES_FILE, FeatureSchema
 from training import artifacts
-from training.bounds import Seed
+from training.base_version import BaseVersion, Network
+from training.bounds import Seed, check_bounds
+from training.data import validation
 from training.data.config import DataConfig
+from training.data.feature_flags import split_names
+from training.data.inspection.hints import check_default_columns
 from training.data.sources import DataSet
+from training.engine import launch
+from training.engine.checkpoints import Checkpoints, checkpoint_folder, unfinished_versions
+from training.engine.devices import check_device
 from training.engine.launch import read_by_engine, running_engine
 from training.engine.worker import EngineConfig, TrainingError
 from training.evaluation import Evaluation
@@ -27,6 +34,13 @@ from training.folders import writing_folder
 from training.golden import Golden
 
 INTERRUPTED = 130
+# Flags that a resumed run may change: where the data and the artifacts are, and what is read of the
+# data besides the rows that it trains on.
+_NOT_OF_RESULT = {
+    *("version", "artifacts_dir", "strict", "extra_columns", "data_path", "data_source"),
+    *("table", "query", "dsn", "oss_endpoint", "oss_region", "doris_host", "doris_port"),
+    *("doris_user", "doris_database", "num_workers", "checkpoint_dir"),
+}
 logger = logging.getLogger(__name__)
 
 
@@ -38,26 +52,81 @@ class RunConfig(DataConfig, EngineConfig):
         version: Version of the artifacts; by default the UTC time.
         seed: Seed of the split, the weights and the order of the rows.
         artifacts_dir: Folder of all artifacts; a run writes <artifacts_dir>/<model>/<version>/.
+        init_from: Start from the weights of this version, or of the version in a folder, such as
+            ./v1, and add new tokens to its vocabularies. The features must be the same.
     """
 
     # Name of the model, and of the folder of its artifacts.
     model: ClassVar[str]
     # Flags that list input columns, separated by commas.
     column_flags: ClassVar[Sequence[str]] = ()
-    # Whether the model's training loop can run in several processes.
-    distributable: ClassVar[bool] = True
+    # Library that trains the model. Only torch and xgboost use a GPU, or several processes.
+    library: ClassVar[str] = "torch"
 
-    version: str = field(default_factory=artifacts.new_version)
+    version: str = ""
     seed: Seed = 0
     artifacts_dir: Path = artifacts.ARTIFACTS
+    init_from: str = ""
+
+    def __post_init__(self) -> None:
+        """Name the version, unless it is to be found among the unfinished ones."""
+        if not self.version and not self.resume:
+            object.__setattr__(self, "version", artifacts.new_version())
 
     def folder(self) -> Path:
         """Return the folder for the artifacts of the run."""
         return self.artifacts_dir / self.model / self.version
 
+    def check_default_columns(
+        self, data: DataSet, *names: str, optional: Collection[str] = ()
+    ) -> None:
+        """Refuse data that lacks the columns of flags that have their default value.
+
+        Args:
+            data: The data of the run.
+            names: Fields that name columns.
+            optional: Columns that the data may lack.
+
+        Raises:
+            DataError: If it lacks most columns of a flag; the message has the flags for this data.
+        """
+        defaults = {
+            f"--{f.name.replace('_', '-')}": split_names(str(f.default))
+            for f in fields(self)
+            if f.name in names and getattr(self, f.name) == f.default
+        }
+        if not self.uses_default_data:
+            check_default_columns(data, self.model, defaults, optional)
+
+    def base(self) -> BaseVersion | None:
+        """Return the version to start from; None to start from nothing."""
+        if not self.init_from:
+            return None
+        return BaseVersion.find(self.init_from, self.model, self.artifacts_dir)
+
+    def base_schema(self, key: str = "features") -> FeatureSchema | None:
+        """Return the features of the version to start from, at a key of its meta file."""
+        base = self.base()
+        return None if base is None else base.schema(key)
+
+    def base_network(
+        self, network_class: type[Network], file: str, arch_version: int
+    ) -> Network | None:
+        """Return the network of the version to start from; see :meth:`BaseVersion.network`."""
+        base = self.base()
+        return None if base is None else base.network(network_class, file, arch_version)
+
     def data(self, *args: Any, **kwargs: Any) -> DataSet:
         """Find the data as :class:`DataConfig` does; the engine reads it."""
         return read_by_engine(super().data(*args, **kwargs), self)
+
+    def public(self) -> dict[str, Any]:
+        """Return all flags that are neither secret nor about how the run was started."""
+        return {name: value for name, value in super().public().items() if name != "resume"}
+
+    def flags_of_result(self) -> dict[str, Any]:
+        """Return the flags that the weights depend on; the data is known by its hash."""
+        return {name: v for name, v in self.public().items() if name not in _NOT_OF_RESULT}
 
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -163,48 +232,74 @@ def run_training(train: Callable[[Config], Path], config: Config) -> int:
         The exit status.
     """
     logs.to_stderr()
-    logs.about(version=config.version)
     try:
+        if config.resume:
+            config = replace(config, version=_unfinished_version(config))
+        logs.about(version=config.version)
         artifacts.check_version(config.version)
         _check_flags(config)
-        with running_engine(config):
+        checkpoints = Checkpoints(
+            checkpoint_folder(config.folder()), config.flags_of_result(), resume=config.resume
+        )
+        with running_engine(config), launch.saving_to(checkpoints):
             folder = train(config)
     except (UserError, OSError) as error:
         for line in str(error).splitlines():
             logger.error("%s", line)
         return 1
+    except torch.OutOfMemoryError:
+        logger.error(
+            "--device %s: the memory of the GPU is too small; lower --batch-size, or leave the "
+            "flag out",
+            config.device,
+        )
+        return 1
     except KeyboardInterrupt:
-        logger.warning("interrupted; no artifacts were written")
+        logger.warning("interrupted; no artifacts were written%s", _how_to_resume(config))
         return INTERRUPTED
     print(f"artifacts: {folder}")
     return 0
 
 
-def check_bounds(config: RunConfig) -> None:
-    """Check every flag against the bounds in the type of its field, such as ``Field(ge=1)``.
+def check_data(test: Evaluation, labels: Sequence[str], config: RunConfig) -> dict[str, Any]:
+    """Warn of doubtful training data, and refuse to resume a run on other data.
+
+    Args:
+        test: Holds the training split and the hash of the data.
+        labels: Columns to predict.
+        config: Flags of the run.
+
+    Returns:
+        Statistics of the training split for the meta file.
 
     Raises:
-        TrainingError: If a flag is out of bounds; the message names it and the bounds.
+        DataError: If the data is doubtful and ``--strict`` is set.
+        TrainingError: If the run to continue was on other data.
     """
-    values = {f.name: getattr(config, f.name) for f in fields(config)}
-    try:
-        TypeAdapter(type(config)).validate_python(values)
-    except ValidationError as error:
-        name = str(error.errors()[0]["loc"][0])
-        raise TrainingError(_bounds_message(type(config), name, values[name])) from error
+    launch.check_data(test.data_sha256)
+    return validation.check(test.train_frame, labels, config)
 
 
-def _bounds_message(config_class: type[RunConfig], name: str, value: Any) -> str:
-    flag = f"--{name.replace('_', '-')}"
-    numbers = value if isinstance(value, tuple) else (value,)
-    if not numbers:
-        return f"{flag}: expected at least one number, got none"
-    schema = TypeAdapter(get_type_hints(config_class, include_extras=True)[name]).json_schema()
-    bounds = schema.get("items", schema)
-    expected = f"{bounds['minimum']:g} or more"
-    if "maximum" in bounds:
-        expected = f"{bounds['minimum']:g} to {bounds['maximum']:.10g}"
-    return f"{flag} {' '.join(map(str, numbers))}: expected {expected}"
+def _unfinished_version(config: RunConfig) -> str:
+    """Return the version of the run to continue.
+
+    Raises:
+        TrainingError: If there is no such run.
+    """
+    folder = config.artifacts_dir / config.model
+    known = unfinished_versions(folder)
+    if not known or (config.version and config.version not in known):
+        listed = f"; it has {', '.join(known)}" if known else ""
+        run = f"unfinished run of version {config.version}" if config.version else "unfinished run"
+        raise TrainingError(f"--resume: {folder} has no {run}{listed}")
+    if not config.version:
+        logger.info("--resume: continues version %s, the latest unfinished one", known[-1])
+    return config.version or known[-1]
+
+
+def _how_to_resume(config: RunConfig) -> str:
+    can_resume = config.version in unfinished_versions(config.artifacts_dir / config.model)
+    return f"; to continue, add: --resume --version {config.version}" if can_resume else ""
 
 
 def _check_flags(config: RunConfig) -> None:
@@ -218,8 +313,21 @@ def _check_flags(config: RunConfig) -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise TrainingError(f"--artifacts-dir {folder}: expected a folder that can be written to")
-    if config.engine != "local" and not config.distributable:
+    if config.engine != "local" and config.library not in ("torch", "xgboost"):
         raise TrainingError(
-            f"--engine {config.engine}: gensim trains this model, on one machine only; "
+            f"--engine {config.engine}: {config.library} trains this model, on one machine only; "
             "leave the flag out"
         )
+    if config.engine != "local" and config.resume:
+        raise TrainingError(
+            f"--resume: expected --engine local, got {config.engine}, whose workers continue on "
+            "their own as long as this command runs"
+        )
+    if config.init_from and config.library not in ("torch", "xgboost"):
+        raise TrainingError(
+            f"--init-from: {config.library} trains this model, from the start only; leave the "
+            "flag out"
+        )
+    check_device(config, config.library)
+    if base := config.base():
+        base.check_files()

@@ -17,7 +17,6 @@ from handlers.models.weights import save_network
 from handlers.schema import Matrix
 from training import run
 from training.bounds import Dropout, EmbeddingDim, Widths
-from training.data import validation
 from training.engine.fit import FitConfig, fit, predict
 from training.engine.worker import seed_everything
 from training.metrics.curves import save_curves
@@ -54,7 +53,7 @@ def evaluation(config: Config, columns: Sequence[str] = ()) -> RankingEvaluation
 def train(config: Config) -> Path:
     """Train, report and write the artifacts; return their folder."""
     test = evaluation(config)
-    statistics = validation.check(test.train_frame, [config.label], config)
+    statistics = run.check_data(test, [config.label], config)
     data = test.data
     seed_everything(config.seed)
     network = DeepFM(
@@ -65,7 +64,8 @@ def train(config: Config) -> Path:
         **config.input_options(data.schema),
     )
     config.set_pretrained(network.inputs, data.schema)
-    history = fit(network, _loss, data.tensors("train"), data.tensors("valid"), config)
+    base = config.base_network(DeepFM, WEIGHTS_FILE, ARCH_VERSION)
+    history = fit(network, _loss, data.tensors("train"), data.tensors("valid"), config, base)
 
     def probabilities(matrix: Matrix) -> Any:
         return torch.sigmoid(predict(network, torch.from_numpy(matrix))).numpy()

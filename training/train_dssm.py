@@ -21,7 +21,6 @@ from handlers.models.weights import network_bytes
 from training import run
 from training.artifacts import save_item_vectors, space_id
 from training.bounds import Count, Dropout, EmbeddingDim, LearningRate, Weight, Widths
-from training.data import validation
 from training.engine.fit import FitConfig, History, fit_steps
 from training.engine.worker import seed_everything
 from training.golden import Golden
@@ -79,7 +78,7 @@ def evaluation(config: Config, _: Sequence[str] = ()) -> SearchEvaluation:
 def train(config: Config) -> Path:
     """Train, report and write the artifacts; return their folder."""
     test = evaluation(config)
-    statistics = validation.check(test.train_frame, [config.label], config)
+    statistics = run.check_data(test, [config.label], config)
     data = test.data
     seed_everything(config.seed)
     network = build_network(
@@ -144,7 +143,9 @@ def fit(network: DSSM, data: SearchData, config: Config) -> History:
     compares it with the documents of the batch's other queries. Labeled pairs add the logloss,
     which also learns from lists that are too short to compare.
     """
-    popularity = torch.bincount(data.train.docs, minlength=len(data.docs)) + 1.0
+    train, valid = data.train.to(config.device), data.valid.to(config.device)
+    all_docs = data.docs.to(config.device)
+    popularity = torch.bincount(train.docs, minlength=len(all_docs)) + 1.0
     popularity /= popularity.sum()
 
     def loss(split: SearchPairs, index: Tensor, n_docs: int) -> Tensor:
@@ -152,7 +153,7 @@ def fit(network: DSSM, data: SearchData, config: Config) -> History:
         targets, labels = split.docs[pairs], split.labels[pairs]
         docs, column = candidate_docs(targets, n_docs, config.max_docs)  # [N], [R]
         queries = network.query(hide_categories(network.query, split.queries[index]))
-        documents = network.doc(hide_categories(network.doc, data.docs[docs]))
+        documents = network.doc(hide_categories(network.doc, all_docs[docs]))
         logits = network.logits(queries @ documents.T)  # [B, N]
         # logQ correction (Yi et al., 2019): the probability that a pair of the batch has it.
         sampled = -torch.expm1(len(pairs) * torch.log1p(-popularity[docs]))  # [N]
@@ -164,15 +165,17 @@ def fit(network: DSSM, data: SearchData, config: Config) -> History:
         return total
 
     def step(index: Tensor) -> Tensor:
-        return loss(data.train, index, data.n_known)
+        return loss(train, index, data.n_known)
 
     def validate() -> Tensor:
         network.eval()
-        batches = torch.split(torch.arange(len(data.valid.counts)), config.batch_size)
-        losses = [loss(data.valid, index, len(data.docs)) * len(index) for index in batches]
-        return torch.stack(losses).sum() / len(data.valid.counts)
+        n = len(valid.counts)
+        batches = torch.split(torch.arange(n, device=config.device), config.batch_size)
+        losses = [loss(valid, index, len(all_docs)) * len(index) for index in batches]
+        return torch.stack(losses).sum() / n
 
-    return fit_steps(network, len(data.train.counts), step, validate, config)
+    base = config.base_network(type(network), WEIGHTS_FILE, ARCH_VERSION)
+    return fit_steps(network, len(train.counts), step, validate, config, base)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -28,7 +28,6 @@ from handlers.models.item2vec import (
 )
 from training import run
 from training.bounds import Count, Weight
-from training.data import validation
 from training.engine.skip_gram import SkipGramConfig, train_skip_gram
 from training.metrics.tables import metric_table
 from training.tasks.next_item.split import LeaveOneOutSplit
@@ -75,7 +74,7 @@ def evaluation(config: Config, _: Sequence[str] = ()) -> TokensEvaluation:
 def train(config: Config) -> Path:
     """Train, report and write the artifacts; return their folder."""
     test = evaluation(config)
-    statistics = validation.check(test.train_frame, [], config)
+    statistics = run.check_data(test, [], config)
     split = test.split
     vectors, out_vectors = fit(split, config)
 

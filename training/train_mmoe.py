@@ -17,11 +17,10 @@ from handlers.models.weights import save_network
 from handlers.schema import Matrix
 from training import run
 from training.bounds import Count, Dropout, EmbeddingDim, Weights, Widths
-from training.data import validation
 from training.data.feature_flags import split_names
 from training.data.sources import DataError
 from training.engine.fit import FitConfig, fit, predict
-from training.engine.worker import seed_everything
+from training.engine.worker import TrainingError, seed_everything
 from training.metrics.curves import save_curves
 from training.metrics.ranking import Array
 from training.metrics.tables import metric_table
@@ -94,8 +93,8 @@ def train(config: Config) -> Path:
     test = evaluation(config)
     data, tasks, means = test.data, test.tasks, test.means
     targets = split_names(config.targets)
-    statistics = validation.check(test.train_frame, targets, config)
-    network, history = _fit(config, data, means, range(len(tasks)))
+    statistics = run.check_data(test, targets, config)
+    network, history = _fit(config, data, means, range(len(tasks)), _base(config, tasks, means))
     scores = _expected(network, data.test)
     reports = test.reports(config.model, scores)
     if config.single_task:
@@ -133,7 +132,11 @@ def _expected(network: MMoE, matrix: Matrix) -> Array:
 
 
 def _fit(
-    config: Config, data: RankingData, means: Sequence[float], tasks: Sequence[int]
+    config: Config,
+    data: RankingData,
+    means: Sequence[float],
+    tasks: Sequence[int],
+    base: MMoE | None = None,
 ) -> tuple[MMoE, dict[str, list[float]]]:
     """Train a network for the tasks at these positions; a single task gets one expert."""
     seed_everything(config.seed)
@@ -156,7 +159,23 @@ def _fit(
         ]
         return torch.stack(losses).sum()
 
-    return network, fit(network, loss, data.tensors("train"), data.tensors("valid"), config)
+    return network, fit(network, loss, data.tensors("train"), data.tensors("valid"), config, base)
+
+
+def _base(config: Config, tasks: Sequence[str], means: Sequence[float]) -> MMoE | None:
+    """Load the network to start from.
+
+    Raises:
+        TrainingError: If it has other tasks.
+    """
+    base = config.base()
+    if base is None:
+        return None
+    before = [(task["name"], task["mean"] > 0) for task in base.meta["tasks"]]
+    if before != [(task, mean > 0) for task, mean in zip(tasks, means, strict=True)]:
+        listed = ", ".join(f"{name} ({'amount' if m else '0 or 1'})" for name, m in before)
+        raise TrainingError(f"--init-from: expected the same --tasks and targets: {listed}")
+    return base.network(MMoE, WEIGHTS_FILE, ARCH_VERSION)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

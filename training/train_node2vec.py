@@ -23,7 +23,6 @@ from rich.console import Console
 from handlers.models.graph_recall import ARCH_VERSION, META_FILE, Neighbours, Vectors
 from training import run
 from training.bounds import Count, LearningRate, Share
-from training.data import validation
 from training.engine.skip_gram import SkipGramConfig, train_skip_gram
 from training.metrics.tables import metric_table
 from training.tasks.links.data import (
@@ -74,7 +73,7 @@ class Config(run.RunConfig, SkipGramConfig):
     """
 
     model: ClassVar[str] = "graph_recall"
-    distributable: ClassVar[bool] = False
+    library: ClassVar[str] = "gensim"
 
     data_path: Annotated[str | None, tyro.conf.arg(aliases=("--data", "--edges"))] = None
     directed: bool = False
@@ -109,7 +108,7 @@ def train(config: Config) -> Path:
     """Train, report and write the artifacts; return their folder."""
     logging.getLogger("faiss").setLevel(logging.WARNING)
     test = evaluation(config)
-    statistics = validation.check(test.train_frame, [], config)
+    statistics = run.check_data(test, [], config)
     known, held_out = test.train, test.test
     vectors = embed(known, config)
 

@@ -23,8 +23,8 @@ from handlers.schema import FeatureSchema
 from training import run
 from training.artifacts import save_item_vectors, space_id
 from training.bounds import Count, CountOrZero, Dropout, EmbeddingDim, LearningRate, Weight, Widths
-from training.data import validation
-from training.engine.fit import FitConfig, History, fit_steps, hide_some, predict
+from training.engine.devices import tensors
+from training.engine.fit import FitConfig, History, fit_steps, hide_some, hide_tokens, predict
 from training.engine.worker import seed_everything
 from training.golden import Golden, golden_matrix
 from training.metrics.curves import save_loss
@@ -77,7 +77,7 @@ def evaluation(config: Config, _: Sequence[str] = ()) -> RetrievalEvaluation:
 def train(config: Config) -> Path:
     """Train, report and write the artifacts; return their folder."""
     test = evaluation(config)
-    statistics = validation.check(test.train_frame, [config.label], config)
+    statistics = run.check_data(test, [config.label], config)
     data = test.data
     seed_everything(config.seed)
     network = TwoTower(
@@ -135,27 +135,28 @@ def fit(network: TwoTower, data: RetrievalData, config: Config) -> History:
     Returns:
         Loss after each epoch, by ``train`` and ``valid``; the latter over the whole catalog.
     """
-    catalog, n_known = torch.from_numpy(data.items), data.n_known
-    users, chosen = torch.from_numpy(data.train.users), torch.from_numpy(data.train.items)
-    starts, counts = map(torch.from_numpy, (data.hard_negatives.starts, data.hard_negatives.counts))
-    # One more place, for users without hard negatives to point to.
-    negatives = pad(torch.from_numpy(data.hard_negatives.items), (0, 1))
-    network.user.inputs.fit(users)
-    network.item.inputs.fit(catalog[:n_known])
+    n_known, device = data.n_known, config.device
+    network.user.inputs.fit(torch.from_numpy(data.train.users))
+    network.item.inputs.fit(torch.from_numpy(data.items[:n_known]))
+    catalog, users, chosen = tensors(device, data.items, data.train.users, data.train.items)
+    passed = data.hard_negatives
+    starts, counts, negatives = tensors(device, passed.starts, passed.counts, passed.items)
+    negatives = pad(negatives, (0, 1))  # a place for users without hard negatives to point to
     id_columns = [
         i for i, f in enumerate(data.item_schema.column_features) if f.name == config.item_id
     ]
-    frequency = torch.from_numpy(data.counts / data.counts.sum()).float()
+    frequency = torch.from_numpy(data.counts / data.counts.sum()).float().to(device)
 
     def embed_items(items: Tensor) -> Tensor:
-        batch = hide_some(catalog[items], network.item.inputs.categories)
+        batch = hide_tokens(catalog[items], network.item.inputs)
         vectors: Tensor = network.item(hide_some(batch, id_columns, config.id_dropout))
         return vectors
 
     def step(index: Tensor) -> Tensor:
-        user = network.user(hide_some(users[index], network.user.inputs.categories))  # [B, D]
-        own, diagonal = chosen[index], torch.arange(len(index))  # [B]
-        candidates = torch.cat([own, torch.randint(n_known, (config.extra_negatives,))])  # [N]
+        user = network.user(hide_tokens(users[index], network.user.inputs))  # [B, D]
+        own, diagonal = chosen[index], torch.arange(len(index), device=device)  # [B]
+        extra = torch.randint(n_known, (config.extra_negatives,), device=device)
+        candidates = torch.cat([own, extra])  # [N]
         logits = network.logits(user, embed_items(candidates))  # [B, N]
         if config.log_q:
             # Expected number of times that an item is among the candidates.
@@ -165,12 +166,13 @@ def fit(network: TwoTower, data: RetrievalData, config: Config) -> History:
         duplicate[diagonal, diagonal] = False
         logits = logits.masked_fill(duplicate, -torch.inf)
         # A hard negative is the candidate of one user only: it needs no logQ correction.
-        hard = negatives[starts[index] + (torch.rand(len(index)) * counts[index]).long()]
+        draws = torch.rand(len(index), device=device) * counts[index]
+        hard = negatives[starts[index] + draws.long()]
         hard_logits = (user * embed_items(hard)).sum(1) / network.temperature  # [B]
         hard_logits = hard_logits.masked_fill((counts[index] == 0) | (hard == own), -torch.inf)
         return cross_entropy(torch.cat([logits, hard_logits[:, None]], dim=1), diagonal)
 
-    valid_users, valid_chosen = map(torch.from_numpy, (data.valid.users, data.valid.items))
+    valid_users, valid_chosen = tensors(device, data.valid.users, data.valid.items)
 
     def validate() -> Tensor:
         user, items = predict(network.user, valid_users), predict(network.item, catalog)
@@ -180,7 +182,8 @@ def fit(network: TwoTower, data: RetrievalData, config: Config) -> History:
         losses = [cross_entropy(network.logits(u, items), c, reduction="sum") for u, c in chunks]
         return torch.stack(losses).sum() / len(user)
 
-    return fit_steps(network, len(users), step, validate, config)
+    base = config.base_network(TwoTower, WEIGHTS_FILE, ARCH_VERSION)
+    return fit_steps(network, len(users), step, validate, config, base)
 
 
 def _golden(

@@ -14,7 +14,6 @@ from rich.console import Console
 from handlers.models.xgb import ARCH_VERSION, BOOSTER_FILE, META_FILE
 from handlers.schema import Matrix
 from training import run
-from training.data import validation
 from training.engine.boosting import Rows, boost
 from training.engine.tree_parameters import (
     BoostConfig,
@@ -41,6 +40,7 @@ class Config(RankingConfig, BoostConfig):
     """
 
     model: ClassVar[str] = "xgb"
+    library: ClassVar[str] = "xgboost"
 
     label: str = "label"
     normalize: bool = False
@@ -70,7 +70,7 @@ def train(config: Config) -> Path:
     """Train, report and write the artifacts; return their folder."""
     parameters = booster_parameters(config)
     test = evaluation(config)
-    statistics = validation.check(test.train_frame, [config.label], config)
+    statistics = run.check_data(test, [config.label], config)
     data = test.data
     labels = {split: targets[:, 0] for split, targets in data.targets.items()}
     weights = data.weights

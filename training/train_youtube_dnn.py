@@ -25,8 +25,7 @@ from handlers.schema import FeatureSchema
 from training import run
 from training.artifacts import save_item_vectors, space_id
 from training.bounds import Count, CountOrZero, Dropout, EmbeddingDim, LearningRate, Weight, Widths
-from training.data import validation
-from training.engine.fit import FitConfig, fit_steps, hide_some
+from training.engine.fit import FitConfig, fit_steps, hide_tokens
 from training.engine.worker import seed_everything
 from training.golden import Golden
 from training.metrics.curves import save_loss
@@ -84,7 +83,7 @@ def evaluation(config: Config, _: Sequence[str] = ()) -> HistoryEvaluation:
 def train(config: Config) -> Path:
     """Train, report and write the artifacts; return their folder."""
     test = evaluation(config)
-    statistics = validation.check(test.train_frame, [], config)
+    statistics = run.check_data(test, [], config)
     data = test.data
     vocabulary = data.split.vocabulary
     seed_everything(config.seed)
@@ -104,7 +103,7 @@ def train(config: Config) -> Path:
     vectors = network.all_item_vectors().detach()
 
     def score_items(held_out: HeldOut) -> Scores:
-        scores: Scores = (embed(network, data, held_out) @ vectors.T).numpy()
+        scores: Scores = (embed(network, data.user_matrix, held_out) @ vectors.T).numpy()
         return scores
 
     reports = test.reports(config.model, test.rank(score_items))
@@ -136,41 +135,40 @@ def fit(network: YouTubeDNN, data: NextItemData, config: Config) -> dict[str, li
     Returns:
         Loss after each epoch, by ``train`` and ``valid``.
     """
-    windows = cut_windows(data.split.train, config.max_history)
     network.inputs.fit(data.user_matrix)
+    windows = cut_windows(data.split.train, config.max_history).to(config.device)
+    all_users = data.user_matrix.to(config.device)
     loss = softmax_loss(network, windows.targets, config.full_softmax_items, config.sampled_items)
 
     def step(index: Tensor) -> Tensor:
-        users = hide_some(data.user_matrix[windows.users[index]], network.inputs.categories)
+        users = hide_tokens(all_users[windows.users[index]], network.inputs)
         histories, targets = hide_items(windows.histories[index]), windows.targets[index]
         steps = targets >= FIRST_TOKEN_INDEX
         return loss(network.at_steps(users, histories, steps), targets[steps] - FIRST_TOKEN_INDEX)
 
     held_out = data.split.valid
-    expected = torch.from_numpy(held_out.targets) - FIRST_TOKEN_INDEX
+    expected = torch.from_numpy(held_out.targets).to(config.device) - FIRST_TOKEN_INDEX
     known = expected >= 0
 
     def validate() -> Tensor:
-        users = torch.split(embed(network, data, held_out)[known], _CHUNK_USERS)
+        users = torch.split(embed(network, all_users, held_out)[known], _CHUNK_USERS)
         targets = torch.split(expected[known], _CHUNK_USERS)
         losses = [loss(*part) * len(part[1]) for part in zip(users, targets, strict=True)]
         return torch.stack(losses).sum() / known.sum()
 
-    return fit_steps(network, len(windows.users), step, validate, config)
+    base = config.base_network(YouTubeDNN, WEIGHTS_FILE, ARCH_VERSION)
+    return fit_steps(network, len(windows.users), step, validate, config, base)
 
 
 @torch.inference_mode()
-def embed(network: YouTubeDNN, data: NextItemData, held_out: HeldOut) -> Tensor:
-    """Embed users after their histories, float32 [B, D]."""
+def embed(network: YouTubeDNN, all_users: Tensor, held_out: HeldOut) -> Tensor:
+    """Embed users, features float32 [U, C], after their histories, float32 [B, D]."""
     network.eval()
-    return torch.cat(
-        [
-            network(
-                data.user_matrix[part.users], pad_histories(part.histories, network.max_history)
-            )
-            for part in held_out.chunks(_CHUNK_USERS)
-        ]
-    )
+    vectors = []
+    for part in held_out.chunks(_CHUNK_USERS):
+        histories = pad_histories(part.histories, network.max_history)
+        vectors.append(network(all_users[part.users], histories.to(all_users.device)))
+    return torch.cat(vectors)
 
 
 @torch.inference_mode()

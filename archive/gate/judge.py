@@ -21,9 +21,9 @@ from archive.registry.documents import CHAMPION, RegistryError
 from archive.registry.store import RegistryConfig
 from handlers.errors import UserError
 from training import artifacts
-from training.data.feature_flags import split_names
+from training.data.feature_flags import named_columns
 from training.evaluation import Evaluation
-from training.run import load_script
+from training.run import RunConfig, load_script
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,20 +151,52 @@ def held_out(
     run = runs[0]
     if config.data_path is not None:
         run = run.reading(config.data_path)
-    # Each version gets all of its features, whichever the other one has.
-    columns = {
-        flag: dict.fromkeys(name for r in runs for name in split_names(getattr(r, flag)))
-        for flag in run.column_flags
-    }
-    column_flags: dict[str, Any] = {flag: ",".join(names) for flag, names in columns.items()}
+    columns = merged_columns(runs)
+    column_flags: dict[str, Any] = {flag: ",".join(c.values()) for flag, c in columns.items()}
     # A row of a database is assigned to a split by the hash of its columns. A column that training
     # did not read must not count, or the split would be another one.
-    values = [getattr(run, field.name) for field in fields(run)]
-    read_in_training = {name for v in values if isinstance(v, str) for name in split_names(v)}
+    values = {field.name: getattr(run, field.name) for field in fields(run)}
+    read_in_training = {
+        name for flag, v in values.items() if isinstance(v, str) for name in named_columns(flag, v)
+    }
     wanted = {*config.slice, *(name for names in columns.values() for name in names)}
     extra = tuple(wanted - read_in_training)
-    run = replace(run, engine="local", extra_columns=extra, **column_flags)
+    run = replace(run, engine="local", init_from="", extra_columns=extra, **column_flags)
     return script.evaluation(run, config.slice)
+
+
+def merged_columns(runs: Sequence[RunConfig]) -> dict[str, dict[str, str]]:
+    """Merge the flags that list columns, so that each version gets all of its features.
+
+    Returns:
+        The parts of each flag by column, those of the first run first.
+
+    Raises:
+        UserError: If a feature is of two kinds, and no row can be sent to both versions.
+    """
+    columns: dict[str, dict[str, str]] = {flag: {} for flag in runs[0].column_flags}
+    kinds: dict[str, str] = {}
+    for run in runs:
+        kinds_of_run: dict[str, str] = {}
+        for flag, merged in columns.items():
+            for name, part in named_columns(flag, getattr(run, flag)).items():
+                merged.setdefault(name, part)
+                if flag in ("categorical", "multi", "timestamp"):
+                    kinds_of_run[name] = flag
+                else:
+                    kinds_of_run.setdefault(name, "")
+        for name, kind in kinds_of_run.items():
+            pair = {kind, kinds.setdefault(name, kind)}
+            if pair == {"categorical", "multi"}:
+                # Both versions take the text of a category; one of them splits it.
+                columns["multi"].pop(name, None)
+            elif len(pair) > 1 and pair != {"", "categorical"}:
+                found = " and ".join(sorted(f"--{k}" if k else "a number" for k in pair))
+                raise UserError(
+                    f"{name}: is {found} in the two versions, so that no row can be sent to both; "
+                    "rename the column for one of them"
+                )
+    return columns
 
 
 def notes(

@@ -73,6 +73,7 @@ class FeatureInputs(nn.Module):
         lists: The lists that are no history, P.
         histories: The histories; a model embeds them by :meth:`embed_history`.
         n_fields: Number of fields, N + K + P.
+        sizes: Number of rows of each field in the table.
     """
 
     is_log: Tensor  # bool [N]
@@ -108,7 +109,7 @@ class FeatureInputs(nn.Module):
         sizes += [n for start, (n, *_) in columns if start in self.categories]
         sizes += [n for _, (n, _) in lists]
         offsets = torch.tensor([0, *sizes[:-1]]).cumsum(0)
-        self.n_fields = len(sizes)
+        self.sizes, self.n_fields = sizes, len(sizes)
         self.lists = [
             ListColumns(slice(start, start + length), offset)
             for (start, (_, length)), offset in zip(

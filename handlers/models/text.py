@@ -59,7 +59,7 @@ class TokenBags:
         positions, _ = ragged(self.lengths, index)
         return TokenBags(self.tokens[positions], self.lengths[index])
 
-    def to(self, device: torch.device) -> TokenBags:
+    def to(self, device: torch.device | str) -> TokenBags:
         """Copy the texts to a device."""
         return TokenBags(self.tokens.to(device), self.lengths.to(device))
 
@@ -81,9 +81,9 @@ def ragged(lengths: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         belongs to, int64 [T].
     """
     selected = lengths[index]
-    owner = torch.arange(len(index)).repeat_interleave(selected)
+    owner = torch.arange(len(index), device=lengths.device).repeat_interleave(selected)
     starts = (lengths.cumsum(0) - lengths)[index] - (selected.cumsum(0) - selected)
-    return starts[owner] + torch.arange(len(owner)), owner
+    return starts[owner] + torch.arange(len(owner), device=lengths.device), owner
 
 
 def search_terms(text: str) -> list[str]:

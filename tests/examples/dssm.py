@@ -69,7 +69,7 @@ def embed_features(folder: Path, rows: list[dict[str, Any]]) -> list[Any]:
     vocabularies = json.loads((folder / VOCABULARIES_FILE).read_text())
     schema = FeatureSchema.from_json(artifacts.read_meta(folder)["features"], vocabularies)
     network = load_network(FeatureDSSM, folder / WEIGHTS_FILE, CPU)
-    queries = FeatureColumns(schema).encode(_frame(rows))
+    queries = FeatureColumns(schema).encode_rows([row.get(WRAPPER, row) for row in rows])
     vectors: list[Any] = embed(network.query, queries).tolist()
     return vectors
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from handlers.schema import VOCABULARIES_FILE, FeatureSchema, Matrix
+from handlers.values import hashed_id
 from tests.examples import Example
 from training import artifacts
 from training.golden import golden_matrix
@@ -20,10 +21,17 @@ from training.tasks.ranking.world import generate_impressions, impressions
 ROWS: Mapping[str, int] = {"train": 20_000, "valid": 4_000, "test": 4_000}
 
 # Names with spaces, dots and keywords, as real data has them.
-ID_FEATURES = ("user_id", "item_id", "price (EUR)", "user.age", "class")
+ID_FEATURES = ("user_id", "item_id", "price (EUR)", "user.age", "class", "event time")
+# Every kind of feature.
 ID_ARGUMENTS = (
     *("--features", ",".join(ID_FEATURES)),
     *("--categorical", "user_id,item_id,class"),
+    *("--multi", "tags:|,item-tags:comma"),
+    *("--max-values", "3"),
+    *("--timestamp", "event time,published"),
+    *("--timezone", "Asia/Shanghai"),
+    *("--hash", "class:100,item-tags:50"),
+    "--hash-ids",
     *("--label", "clicked?"),
 )
 
@@ -64,6 +72,9 @@ def _id_frame(n: int, seed: int) -> pd.DataFrame:
     user, item = rng.integers(200, size=n), rng.integers(50, size=n)
     price, age = rng.lognormal(2, 0.5, n), rng.integers(18, 66, n).astype(float)
     logit = taste[user] + appeal[item] - np.log(price) + 1.0
+    # The tags of an item, and times around the turn of the year, hold no signal of their own.
+    tags = [f"{i % 7}|tag {i % 3}|{i % 11}.50|tag {i % 5}"[: i % 24] for i in item.tolist()]
+    at = 1_798_000_000 + rng.integers(10**6, size=n)
     frame = pd.DataFrame(
         {
             "user_id": user,
@@ -71,10 +82,14 @@ def _id_frame(n: int, seed: int) -> pd.DataFrame:
             "price (EUR)": price.round(2),
             "user.age": age,
             "class": np.where(item % 2, "new", "used"),
+            "tags": tags,
+            "item-tags": [text.replace("|", ",") for text in tags],
+            "event time": at,
+            "published": pd.to_datetime(at - 86400 * item, unit="s").strftime("%Y-%m-%dT%H:%MZ"),
             "clicked?": (rng.random(n) < 1 / (1 + np.exp(-logit))).astype(int),
         }
     )
-    for column in ("price (EUR)", "user.age", "class"):
+    for column in ("price (EUR)", "user.age", "class", "tags", "published"):
         frame[column] = frame[column].where(rng.random(n) > 0.05)
     return frame
 
@@ -88,6 +103,12 @@ def id_rows() -> list[dict[str, Any]]:
     rows[2]["user_id"] = str(rows[2]["user_id"])
     rows[3] |= {"user.age": None, "price (EUR)": None}
     rows[4] = {"item_id": "item_3"}
+    rows[5]["tags"] = ["tag 1", None, 3, "nobody's", "tag 2|tag 3"]
+    rows[6]["tags"], rows[6]["item-tags"] = 5, ["4,2", True]
+    rows[7]["tags"], rows[7]["event time"] = [], None
+    rows[8]["event time"] = rows[8]["event time"] * 1000
+    rows[9]["event time"] = "2026-12-31 23:30"  # in the time zone of the flag
+    rows[10]["user_id"], rows[10]["item_id"] = 10.0, int(hashed_id("item_3"))
     return rows
 
 

@@ -22,9 +22,13 @@ from training.tasks.retrieval.world import interactions
 POSITIVES = {"train": 8_000, "valid": 1_000, "test": 2_000}
 SEGMENTS = ("old", "new", "abroad")
 ID_ARGUMENTS = (
-    *("--user-cols", "user.id,segment,years"),
-    *("--item-cols", "price (EUR),sku,class"),
+    *("--user-cols", "user.id,segment,years,likes"),
+    *("--item-cols", "price (EUR),sku,class,shelves"),
     *("--categorical", "user.id,segment,class"),
+    *("--multi", "likes:|,shelves:comma"),
+    *("--max-values", "2"),
+    *("--hash", "likes:30"),
+    "--hash-ids",
     *("--item-id-col", "sku"),
     *("--label", "chosen?"),
 )
@@ -62,6 +66,8 @@ def _id_frame(n: int, seed: int) -> pd.DataFrame:
             "sku": [f"sku-{i}" for i in item],
             "price (EUR)": 5.0 + item % 7,
             "class": np.where(item % 2, "new", "used"),
+            "likes": [f"{u % 3}|{u % 5}|{u % 2}"[: u % 6] for u in user.tolist()],
+            "shelves": [f"shelf {i % 3},{i % 4}" for i in item.tolist()],
             "chosen?": label.astype(int),
         }
     )
@@ -85,13 +91,19 @@ def tower_rows(tower: str) -> list[dict[str, Any]]:
 
 def id_rows(tower: str) -> list[dict[str, Any]]:
     """Return request rows of ``write_ids`` with known and unknown ids of both types."""
-    columns = {"user": ["user.id", "segment", "years"], "item": ["sku", "price (EUR)", "class"]}
+    columns = {
+        "user": ["user.id", "segment", "years", "likes"],
+        "item": ["sku", "price (EUR)", "class", "shelves"],
+    }
     frame = _id_frame(100, seed=9)[columns[tower]].drop_duplicates().head(24)
     rows: list[dict[str, Any]] = json.loads(frame.to_json(orient="records"))
     identity = columns[tower][0]
     rows[0][identity] = "nobody"
     rows[1][identity] = str(rows[1][identity])
     rows[2] = {identity: rows[2][identity]}
+    multi = columns[tower][-1]
+    for row, value in zip(rows[3:7], ([], [None, 1, "shelf 1"], "2", True), strict=True):
+        row[multi] = value
     return rows
 
 

@@ -246,7 +246,7 @@ def test_normalize_writes_a_scaler_and_changes_no_prediction(
 BAD_FILES: list[tuple[Callable[[pd.DataFrame], pd.DataFrame], str]] = [
     (
         lambda t: t.drop(columns="label"),
-        "table.csv: missing column label; it has item_ctr, item_cvr, item_price, user_age",
+        "table.csv: missing column label, the default of --label; it has item_ctr, item_cvr",
     ),
     (lambda t: t.rename(columns={"user_age": "user_aeg"}), "user_age (did you mean user_aeg?)"),
     (lambda t: t.head(0), "table.csv: has no rows, only column names"),
@@ -427,7 +427,7 @@ def test_an_interrupted_run_leaves_no_artifacts(
     for version in ("v1", "v2"):
         places = ["--data-path", str(tmp_path / "table.parquet"), "--version", version]
         assert train("xgb", "--artifacts-dir", str(tmp_path / "artifacts"), *places) == 130
-    assert [path.name for path in (tmp_path / "artifacts" / "xgb").iterdir()] == ["v1"]
+    assert artifacts.versions("xgb", tmp_path / "artifacts") == ["v1"]
     assert weights(tmp_path / "artifacts" / "xgb" / "v1") == kept
 
 

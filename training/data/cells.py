@@ -21,9 +21,10 @@ from training.data.nested import is_list
 
 Numbers = npt.NDArray[np.float32]
 
+_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 # Words for a missing number, such as NaN and NA.
-_MISSING_WORDS = {word.lower() for word in pyarrow.csv.ConvertOptions().null_values if word}
+MISSING_WORDS = {word.lower() for word in pyarrow.csv.ConvertOptions().null_values if word}
 # Texts, without blanks at their ends, that may not be their own token.
 _RESPELLED = (
     rf"^(?:-0|-?[0-9]*\.[0-9]*(?:[eE][+-]?[0-9]+)?|-?[0-9][eE][+-]?[0-9]+|{TIME_PATTERN}"
@@ -65,7 +66,7 @@ def to_numbers(column: pa.Array) -> tuple[Numbers, WrongCell | None]:
     except pa.ArrowInvalid:  # a text is not a number, or has spaces around it
         text = _without_booleans(column).to_pandas()
         values = pd.to_numeric(text, errors="coerce").to_numpy(np.float64)
-        is_word = text.str.strip().str.lower().isin(_MISSING_WORDS).to_numpy()
+        is_word = text.str.strip().str.lower().isin(MISSING_WORDS).to_numpy()
         junk = present & np.isnan(values) & ~is_word
     wrong = junk | (np.abs(values) > _FLOAT32_MAX)
     if not wrong.any():
@@ -142,7 +143,7 @@ class ListReader:
     """Reads lists of tokens.
 
     Attributes:
-        separator: Splits the lists that are written as text; empty if none is.
+        separator: Splits texts, in lists too; empty if a text is a single token.
     """
 
     separator: str = ""
@@ -155,15 +156,17 @@ class ListReader:
             [rows], null for an empty list; and the first cell that is wrong, if there is one.
         """
         if not is_list(column.type):
-            texts = to_texts(column)
-            if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-                if not self.separator:
-                    return texts, _first_text(texts)
-                column = pc.split_pattern(texts, self.separator)
-            else:
-                column = pa.ListArray.from_arrays(range(len(texts) + 1), texts)
-        tokens, wrong = to_tokens(pc.list_flatten(column))
-        rows = pc.list_parent_indices(column)
+            if not self.separator and _is_text(column.type):
+                texts = to_texts(column)
+                return texts, _first_text(texts)
+            column = pa.LargeListArray.from_arrays(np.arange(len(column) + 1), column)
+        texts, rows = to_texts(pc.list_flatten(column)), pc.list_parent_indices(column)
+        if self.separator:
+            parts = pc.split_pattern(texts, self.separator)
+            texts, rows = pc.list_flatten(parts), rows.take(pc.list_parent_indices(parts))
+        tokens, wrong = to_tokens(texts)
+        if wrong is None and (row := pc.index(_has_joint(tokens), True).as_py()) >= 0:
+            wrong = WrongCell(row, f"expected values without U+001F, got {tokens[row].as_py()!r}")
         if wrong:
             return tokens, WrongCell(rows[wrong.row].as_py(), wrong.problem)
         present = tokens.is_valid()
@@ -172,6 +175,18 @@ class ListReader:
         lists = pa.ListArray.from_arrays(ends, tokens.drop_null())
         joined = pc.binary_join(lists, pa.scalar(LIST_SEPARATOR, tokens.type))
         return pc.if_else(pa.array(lengths > 0), joined, pa.scalar(None, joined.type)), None
+
+
+def _has_joint(tokens: pa.Array) -> pa.Array:
+    return pc.match_substring(tokens, LIST_SEPARATOR)
+
+
+def _is_text(column_type: pa.DataType) -> bool:
+    if pa.types.is_dictionary(column_type):
+        column_type = column_type.value_type
+    is_number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+    is_single = (*is_number, pa.types.is_boolean, pa.types.is_temporal, pa.types.is_null)
+    return not any(is_type(column_type) for is_type in is_single)
 
 
 def _first_text(texts: pa.Array) -> WrongCell | None:
@@ -203,9 +218,7 @@ class TimeReader:
         """
         if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
             is_local = getattr(column.type, "tz", None) is None
-            instants = column.cast(pa.timestamp("ns"), safe=False).cast(pa.int64())
-            seconds = instants.to_numpy(zero_copy_only=False).astype(np.float64) / 1e9
-            seconds[~column.is_valid().to_numpy(zero_copy_only=False)] = np.nan
+            seconds = _seconds(column)
             return from_local(seconds, np.full(len(seconds), is_local), self.zone), None
         distinct = to_texts(column).dictionary_encode()
         index = distinct.indices.fill_null(len(distinct.dictionary))
@@ -215,6 +228,15 @@ class TimeReader:
             row = pc.index(distinct.indices, error.row).as_py()
             return np.zeros(len(column)), WrongCell(row, error.problem)
         return np.append(known, np.nan)[index.to_numpy(zero_copy_only=False)], None
+
+
+def _seconds(column: pa.Array) -> Seconds:
+    """Convert timestamps or dates to seconds since 1970, float64 [rows]; NaN for missing."""
+    if pa.types.is_date32(column.type):
+        column = column.cast(pa.timestamp("s"))
+    per_second = _PER_SECOND[getattr(column.type, "unit", "ms")]  # date64 has no unit
+    numbers = column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
+    return np.where(column.is_valid().to_numpy(zero_copy_only=False), numbers / per_second, np.nan)
 
 
 def time_order(times: pd.Series[Any]) -> tuple[npt.NDArray[np.intp], WrongCell | None]:

@@ -179,6 +179,8 @@ def _mysql_cells(cells: Sequence[Any], field_type: int) -> pa.Array:
     if field_type == FIELD_TYPE.BIT:
         bits = (None if cell is None else str(int.from_bytes(cell)) for cell in cells)
         return pa.array(bits, pa.string())
+    if field_type == FIELD_TYPE.TIMESTAMP:  # in UTC, by the time zone of the session
+        return pa.array([None if cell is None else f"{cell}Z" for cell in cells], pa.string())
     if field_type == FIELD_TYPE.JSON:
         return _parse_json(cells)
     # JSON in MariaDB is a LONGTEXT, and the server does not say which of the two a column is.

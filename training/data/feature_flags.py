@@ -23,6 +23,19 @@ def split_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def named_columns(flag: str, text: str) -> dict[str, str]:
+    """Return the parts of a flag that lists columns, by column: ``tags`` for ``tags:|``.
+
+    Args:
+        flag: Name of the flag, such as ``multi``.
+        text: Its value.
+    """
+    parts = split_names(text)
+    if flag == "multi":
+        return {parse_separator(part)[0]: part for part in parts}
+    return {part.rpartition(":")[0] if flag == "hash" else part: part for part in parts}
+
+
 @dataclass(frozen=True)
 class FeatureFlags:
     """Which features are categories.
@@ -45,9 +58,19 @@ class FeatureFlags:
     hash_ids: bool = False
 
     @classmethod
+    def kind_flags(cls) -> list[str]:
+        """Return the names of the flags that say what kind of feature a column is."""
+        return ["categorical", "multi"]
+
+    @classmethod
     def names(cls) -> list[str]:
         """Return the names of the flags that list columns."""
-        return ["categorical", "multi", "hash"]
+        return [*cls.kind_flags(), "hash"]
+
+    @classmethod
+    def flags_of_kinds(cls) -> list[str]:
+        """Return the flags that say what kind of values a column holds."""
+        return [f"--{name}" for name in cls.names() if name != "hash"]
 
     def added_features(self) -> list[str]:
         """Return the columns that are features although no list of features need name them."""
@@ -63,11 +86,22 @@ class FeatureFlags:
         Raises:
             DataError: If a flag has no meaning.
         """
+        if self.multi.endswith((": ", ":\t")) or ": ," in self.multi or ":\t," in self.multi:
+            raise DataError("--multi: spell a tab or a space as in tags:tab or tags:space")
+        self._check_kinds()
         self._expect("--categorical", split_names(self.categorical), features, flag)
         self._expect("--multi", self._separators, features, flag)
-        categories = {*split_names(self.categorical), *self._separators}
+        categories = {*self._categories, *self._separators}
         self._expect("--hash", self._buckets, categories, "--categorical or --multi")
         return [self._draft(name) for name in features]
+
+    def _check_kinds(self) -> None:
+        """Raise an error if two flags name the same column."""
+        flags: dict[str, str] = {}
+        for flag in self.kind_flags():
+            for name in named_columns(flag, getattr(self, flag)):
+                if (other := flags.setdefault(name, flag)) != flag:
+                    raise DataError(f"--{other} and --{flag}: {name}: expected in one of them")
 
     def _draft(self, name: str) -> Feature:
         buckets, hash_ids = self._buckets.get(name, 0), self.hash_ids
@@ -80,9 +114,13 @@ class FeatureFlags:
                 max_length=self.max_values,
                 separator=self._separators[name],
             )
-        if name in split_names(self.categorical):
+        if name in self._categories:
             return Feature(name, kind="category", hash_buckets=buckets, hash_ids=hash_ids)
         return Feature(name)
+
+    @property
+    def _categories(self) -> list[str]:
+        return split_names(self.categorical)
 
     @property
     def _separators(self) -> dict[str, str]:
@@ -123,9 +161,9 @@ class EventFlags(FeatureFlags):
     timezone: str = "UTC"
 
     @classmethod
-    def names(cls) -> list[str]:
-        """Return the names of the flags that list columns."""
-        return [*super().names(), "timestamp"]
+    def kind_flags(cls) -> list[str]:
+        """Return the names of the flags that say what kind of feature a column is."""
+        return [*super().kind_flags(), "timestamp"]
 
     def added_features(self) -> list[str]:
         """Return the columns of lists and of times."""
@@ -148,10 +186,69 @@ class EventFlags(FeatureFlags):
         return Feature(name, kind="age", time_zone=self.timezone, event=times[0])
 
 
+@dataclass(frozen=True)
+class HistoryFlags(EventFlags):
+    """Which features are categories and times, and which lists what came before the event.
+
+    Attributes:
+        history: Input column that lists the items of the user before the event, the latest last;
+            with a separator as in --multi.
+        history_of: Input column that holds the item itself; it is a category too.
+        max_history: Most items of one cell of --history; older ones are cut, and counted.
+    """
+
+    history: str = ""
+    history_of: str = "item_id"
+    max_history: Annotated[int, Field(ge=1, le=10_000)] = 50
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Return the names of the flags that list columns."""
+        return [*super().names(), "history"]
+
+    def added_features(self) -> list[str]:
+        """Return the columns of lists, times and histories."""
+        return [*super().added_features(), *self.histories]
+
+    def drafts(self, features: Sequence[str], flag: str = "--features") -> list[Feature]:
+        """Return features as the flags describe them; see :meth:`FeatureFlags.drafts`."""
+        others = {*super().added_features(), *self._categories}
+        if twice := [name for name in self.histories if name in others]:
+            raise DataError(f"--history {','.join(twice)}: another flag says that it is no history")
+        if self.histories:
+            self._expect("--history-of", [self.history_of], features, flag)
+        return super().drafts(features, flag)
+
+    def _draft(self, name: str) -> Feature:
+        if name not in self.histories:
+            return super()._draft(name)
+        return Feature(
+            name,
+            kind="history",
+            max_length=self.max_history,
+            separator=self.histories[name],
+            items=self.history_of,
+        )
+
+    @property
+    def histories(self) -> dict[str, str]:
+        """Separators of the histories, by name."""
+        return dict(parse_separator(part) for part in split_names(self.history))
+
+    @property
+    def _categories(self) -> list[str]:
+        return [*super()._categories, *([self.history_of] if self.history else [])]
+
+
 def parse_separator(text: str) -> tuple[str, str]:
     """Split ``tags:|`` into a column and a separator, which is empty for ``tags``."""
-    name, colon, separator = text.rpartition(":")
-    return (name, _SEPARATORS.get(separator, separator)) if colon else (text, "")
+    name, colon, named = text.rpartition(":")
+    if not colon:
+        return text, ""
+    separator = _SEPARATORS.get(named, named)
+    if any(character.isalnum() for character in separator):
+        raise DataError(f"{text}: expected a separator such as | or comma, got {separator}")
+    return name, separator
 
 
 def readers_of(features: Iterable[Feature]) -> dict[str, Reader]:

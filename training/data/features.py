@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -15,14 +16,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pandas.api.types import is_numeric_dtype
 
-from handlers.counts import FeatureCounts
 from handlers.encoders import TokenLists
 from handlers.feature import LISTS, Feature
 from handlers.schema import FeatureSchema, Matrix
 from handlers.values import LIST_SEPARATOR, hashed_id
+from training.data.extension import extended
 from training.data.sources import DataError
 
 Column = npt.NDArray[np.float32]
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_FEATURES = (
     "item_ctr",
@@ -51,12 +54,15 @@ def computable_crosses(features: Sequence[str]) -> list[str]:
     return [name for name in features if set(CROSSES.get(name, {""})) <= set(features)]
 
 
-def fit_schema(train: pd.DataFrame, drafts: Sequence[Feature]) -> FeatureSchema:
+def fit_schema(
+    train: pd.DataFrame, drafts: Sequence[Feature], base: FeatureSchema | None = None
+) -> FeatureSchema:
     """Learn defaults, ranges and vocabularies from the training split.
 
     Args:
         train: The training split as :func:`training.data.tables.read_table` returns it.
         drafts: The features in order, without what is learned.
+        base: The schema of an earlier version, which the new one extends.
 
     Returns:
         The schema. A number that is missing in some rows has the default None, and the model
@@ -64,7 +70,7 @@ def fit_schema(train: pd.DataFrame, drafts: Sequence[Feature]) -> FeatureSchema:
 
     Raises:
         DataError: If there is no feature, a name repeats or cannot be a JSON key, or a numeric
-            feature was read as text.
+            feature was read as text; or if the features are not those of ``base``.
     """
     features = [draft.name for draft in drafts]
     if not features:
@@ -76,6 +82,7 @@ def fit_schema(train: pd.DataFrame, drafts: Sequence[Feature]) -> FeatureSchema:
             f"features: expected names without quotes, backslashes and control characters, got "
             f"{', '.join(map(repr, odd))}; rename the columns"
         )
+    _log_cut_lists(train, drafts)
     crosses = computable_crosses(features)
     learned = []
     for draft in drafts:
@@ -95,7 +102,26 @@ def fit_schema(train: pd.DataFrame, drafts: Sequence[Feature]) -> FeatureSchema:
             )
         else:
             learned.append(replace(draft, default=None) if draft.kind == "age" else draft)
-    return FeatureSchema(_with_ranges(learned, train))
+    schema = FeatureSchema(_with_ranges(learned, train))
+    return schema if base is None else extended(base, schema)
+
+
+def _log_cut_lists(train: pd.DataFrame, drafts: Sequence[Feature]) -> None:
+    """Log how many lists are longer than the model reads."""
+    for draft in drafts:
+        if draft.kind in LISTS and draft.name in train:
+            lists = train[draft.name].dropna()
+            n_joints = pc.count_substring(pa.array(lists, pa.large_string()), LIST_SEPARATOR)
+            n_cut = int((n_joints.to_numpy() >= draft.max_length).sum())
+            if n_cut:
+                logger.info(
+                    "%s: %s of %s lists are longer than %s%d",
+                    draft.name,
+                    f"{n_cut:,}",
+                    f"{len(lists):,}",
+                    "--max-values " if draft.kind == "multi" else "",
+                    draft.max_length,
+                )
 
 
 def _with_ranges(features: Sequence[Feature], train: pd.DataFrame) -> list[Feature]:
@@ -159,15 +185,12 @@ def _with_vocabulary(draft: Feature, counts: pd.Series[int]) -> Feature:
     return replace(draft, vocabulary=tuple(ordered["token"]))
 
 
-def to_matrix(
-    schema: FeatureSchema, frame: pd.DataFrame, counts: FeatureCounts | None = None
-) -> Matrix:
+def to_matrix(schema: FeatureSchema, frame: pd.DataFrame) -> Matrix:
     """Encode the rows of a data frame as request rows are encoded, float32 [B, C].
 
     Args:
         schema: The schema.
         frame: The data frame; it may lack cross features.
-        counts: Gets the numbers of truncated lists.
     """
     matrix = np.empty((len(frame), schema.n_columns), dtype=np.float32)
     for start in range(0, len(frame), CHUNK_ROWS):
@@ -182,13 +205,15 @@ def to_matrix(
                 if feature.kind == "category":
                     values = values.astype(object).where(values.notna(), None)
                 columns[feature.name] = values.to_numpy()
-        matrix[rows] = schema.matrix(schema.raw_columns(columns, counts))
+        matrix[rows] = schema.matrix(schema.raw_columns(columns))
     return matrix
 
 
 def _token_lists(cells: pd.Series) -> TokenLists:
     """Split cells that :class:`training.data.cells.ListReader` has joined."""
     column = pa.array(cells, pa.large_string(), from_pandas=True)
+    if isinstance(column, pa.ChunkedArray):  # as pandas holds what was read in batches
+        column = column.combine_chunks()
     lists = pc.split_pattern(column, LIST_SEPARATOR)
     distinct = pc.list_flatten(lists).dictionary_encode()
     lengths = pc.fill_null(pc.list_value_length(lists), 0)

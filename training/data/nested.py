@@ -9,16 +9,19 @@ import orjson
 import pyarrow as pa
 
 _OBJECT = pa.struct([])
-# Every fix must be one that a user can follow.
-_LIST_FIX = "write one value per cell, or a row for each value"
+# For models that take no lists. Every fix must be one that a user can follow.
+LIST_FIX = "write one value per cell, or a row for each value"
 
 
-def nested_problem(column_type: pa.DataType, *, multi: bool = False) -> str:
+def nested_problem(
+    column_type: pa.DataType, *, multi: bool = False, list_fix: str = LIST_FIX
+) -> str:
     """Describe cells that hold several values where the model takes one.
 
     Args:
         column_type: Type of the column.
         multi: Whether the column may hold lists of single values.
+        list_fix: What to do about lists of single values.
 
     Returns:
         What was expected, what was found and what to do; empty if all is well.
@@ -30,7 +33,7 @@ def nested_problem(column_type: pa.DataType, *, multi: bool = False) -> str:
             if multi:
                 return ""
             found = "" if pa.types.is_null(item) else f" ({_name(column_type)})"
-            return f"expected {expected} per cell, got lists{found}; {_LIST_FIX}"
+            return f"expected {expected} per cell, got lists{found}; {list_fix}"
         what, fix = f"lists of {'lists' if is_list(item) else 'objects'}", "flatten them"
     elif _is_object(column_type):
         what, fix = "objects", "write the fields to use as columns of their own"
@@ -71,6 +74,8 @@ def json_cells(values: Sequence[Any]) -> pa.Array:
 
 
 def _text(value: Any) -> str | None:
+    if isinstance(value, float):
+        return str(value)  # with a plus sign in the exponent, by which a float beyond 2^53 is known
     return value if value is None or isinstance(value, str) else orjson.dumps(value).decode()
 
 

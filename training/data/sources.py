@@ -58,6 +58,14 @@ class Source(Protocol):
         """Return the hash of the content; None if it takes a read of the rows to know it."""
 
 
+def readable_columns(source: Source) -> list[str]:
+    """Return the names of all columns; none where reading the rows will report an error."""
+    try:
+        return source.columns()
+    except (pa.ArrowException, OSError, UnicodeError):
+        return []
+
+
 # Sources whose rows follow one another.
 Table = Sequence[Source]
 

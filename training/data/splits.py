@@ -12,7 +12,7 @@ import pandas as pd
 
 from training.data.cells import Reader
 from training.data.sources import SPLIT_NAMES, DataError, DataSet
-from training.data.tables import read_with_problems
+from training.data.tables import Flags, read_with_problems
 
 MIN_ROWS = 10
 # XGBoost's gain of a grade is 2 ^ grade, which it computes up to here.
@@ -39,6 +39,7 @@ def load_splits(
     optional: Sequence[str] = (),
     *,
     readers: Mapping[str, Reader] = MappingProxyType({}),
+    other_flags: Mapping[str, Flags] = MappingProxyType({}),
     seed: int = 0,
     time_column: str | None = None,
     group_column: str | None = None,
@@ -52,6 +53,7 @@ def load_splits(
         categorical: The same.
         optional: The same.
         readers: The same.
+        other_flags: The same.
         seed: Seed of the shuffle that precedes the cut of one table.
         time_column: Column of numbers or ISO dates to sort one table by instead; the latest rows
             become the test split. Without it the rows are shuffled. Rows that have no order of
@@ -70,13 +72,17 @@ def load_splits(
     columns = numeric, categorical, optional
     if set(data.tables) == set(SPLIT_NAMES):
         parts = [
-            read_with_problems(data.tables[split], *columns, readers=readers)
+            read_with_problems(
+                data.tables[split], *columns, readers=readers, other_flags=other_flags
+            )
             for split in SPLIT_NAMES
         ]
         problems = [problem for _, found in parts for problem in found]
         splits = Splits(*(frame for frame, _ in parts))
     else:
-        frame, problems = read_with_problems(data.table, *columns, time_column, readers=readers)
+        frame, problems = read_with_problems(
+            data.table, *columns, time_column, readers=readers, other_flags=other_flags
+        )
         if len(frame) < MIN_ROWS:
             short = (
                 f"{data.name}: expected {MIN_ROWS} rows or more to cut 80/10/10, got {len(frame)}"

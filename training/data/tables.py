@@ -10,7 +10,7 @@ import difflib
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -21,10 +21,14 @@ from tqdm import tqdm
 
 from training.data.cells import ListReader, Reader, time_order, to_numbers, to_texts, to_tokens
 from training.data.csv_stream import likely_separator
-from training.data.nested import nested_problem
+from training.data.inspection.commands import quote
+from training.data.inspection.hints import flag_for
+from training.data.nested import LIST_FIX, nested_problem
 from training.data.sources import DataError, Source, Table
 
 logger = logging.getLogger(__name__)
+
+Flags = Collection[str]
 
 
 def read_table(
@@ -35,6 +39,7 @@ def read_table(
     *,
     readers: Mapping[str, Reader] = MappingProxyType({}),
     order_by: str | None = None,
+    other_flags: Mapping[str, Flags] = MappingProxyType({}),
 ) -> pd.DataFrame:
     """Read the named columns.
 
@@ -47,6 +52,7 @@ def read_table(
         readers: How to read columns that hold neither numbers nor ids, by name.
         order_by: Column of numbers or ISO dates to sort the rows by, oldest first; rows of equal
             time keep the table's order.
+        other_flags: Flags that would read a column as something else, by its name, for messages.
 
     Returns:
         The columns in the order named: numeric ones as float32, categorical ones as ``str``, others
@@ -64,7 +70,7 @@ def read_table(
             unordered[0],
         )
     frame, problems = read_with_problems(
-        table, numeric, categorical, optional, order_by, readers=readers
+        table, numeric, categorical, optional, order_by, readers=readers, other_flags=other_flags
     )
     if problems:
         raise DataError("\n".join(problems))
@@ -79,6 +85,7 @@ def read_with_problems(
     order_by: str | None = None,
     *,
     readers: Mapping[str, Reader] = MappingProxyType({}),
+    other_flags: Mapping[str, Flags] = MappingProxyType({}),
 ) -> tuple[pd.DataFrame, list[str]]:
     """Read as :func:`read_table` does, but return the problems instead of raising them.
 
@@ -92,6 +99,7 @@ def read_with_problems(
     wanted: list[str] = []
     cells = _Cells(
         dict.fromkeys(named, to_numbers) | dict.fromkeys(categorical, to_tokens) | dict(readers),
+        other_flags,
         order_by,
     )
     problems: list[str] = []
@@ -124,10 +132,15 @@ class _Cells:
         wrong: The first wrong cell of each column that has one, described.
     """
 
-    def __init__(self, readers: Mapping[str, Reader], order_by: str | None) -> None:
+    def __init__(
+        self,
+        readers: Mapping[str, Reader],
+        other_flags: Mapping[str, Flags],
+        order_by: str | None,
+    ) -> None:
         self.rows = _RowNames()
         self.wrong: dict[str, str] = {}
-        self._readers, self._order_by = readers, order_by
+        self._readers, self._other_flags, self._order_by = readers, other_flags, order_by
         self._columns: dict[str, list[Any]] = defaultdict(list)
         self._times: list[pa.Array] = []
 
@@ -138,17 +151,21 @@ class _Cells:
         for name in columns:
             column = batch.column(name)
             reader = self._readers.get(name)
+            flags = self._other_flags.get(name, ())
             is_multi = isinstance(reader, ListReader)
-            if problem := nested_problem(column.type, multi=is_multi):
+            fix = f"add --multi {quote(name)}" if "--multi" in flags else LIST_FIX
+            if problem := nested_problem(column.type, multi=is_multi, list_fix=fix):
                 self.wrong.setdefault(name, f"{source.name}: column {name}: {problem}")
                 continue
             wrong = None
             if reader:
                 values, wrong = reader(column)
                 self._columns[name].append(values)
-            if wrong:
+            if wrong and name not in self.wrong:
                 cell = self.rows.cell(first + wrong.row, name)
-                self.wrong.setdefault(name, f"{cell}: {wrong.problem}")
+                flag = flag_for(name, column, flags) if reader is to_numbers else ""
+                fix = f"; add {flag}" if flag else ""
+                self.wrong[name] = f"{cell}: {wrong.problem}{fix}"
             if name == self._order_by:
                 self._times.append(to_texts(column))
 

@@ -14,12 +14,19 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 import pydantic
+from pandas.api.types import is_numeric_dtype
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from handlers.values import LIST_SEPARATOR
 from training import artifacts
+from training.data.inspection.columns import Column
+from training.data.inspection.commands import quote
+from training.data.inspection.kinds import describe as describe_cells
+from training.data.inspection.ranking import multi
 from training.data.sources import DataError, row_hashes
 
 MAX_MISSING = 0.5
@@ -37,6 +44,8 @@ N_TOKENS = 50
 # Enough rows to know a distribution.
 _SAMPLE_ROWS = 1_000_000
 _MIN_SHARE = 1e-4
+# Enough rows to know what texts are.
+_TEXT_ROWS = 10_000
 
 Shares = npt.NDArray[np.float64]
 
@@ -158,6 +167,10 @@ def findings(
         if missing > MAX_MISSING:
             yield Finding(str(name), f"{missing:.1%} empty cells", f"at most {MAX_MISSING:.0%}")
         present = column.dropna()
+        if not is_numeric_dtype(column) and (lists := _lists(str(name), present)):
+            yield Finding(
+                str(name), f"lists such as {lists.first}", f"--multi {quote(multi([lists]))}"
+            )
         if len(present) and (present == present.iloc[0]).all():
             yield Finding(str(name), f"only {present.iloc[0]}", "two values or more")
     for name in targets:
@@ -169,6 +182,13 @@ def findings(
             if n < expected:
                 found = f"{n} of {len(frame)} rows are {value}"
                 yield Finding(name, found, f"{expected} or more")
+
+
+def _lists(name: str, texts: pd.Series[str]) -> Column | None:
+    """Return a column of categories that look like lists, such as ``Action|Comedy``."""
+    column = describe_cells(name, pa.array(texts[:_TEXT_ROWS].to_list(), pa.large_string()))
+    # Prose has commas too.
+    return column if column.kind == "list" and column.separator != "," else None
 
 
 def changes(frame: pd.DataFrame, now: Statistics, before: Statistics) -> Iterator[Finding]:
@@ -184,13 +204,14 @@ def changes(frame: pd.DataFrame, now: Statistics, before: Statistics) -> Iterato
         yield Finding("all", found, f"about {before.repeated:.1%}")
     frame = _sample(frame)
     for name, old in before.columns.items():
-        if name not in frame or pd.api.types.is_numeric_dtype(frame[name]) == bool(old.tokens):
+        if name not in frame or is_numeric_dtype(frame[name]) == bool(old.tokens):
             continue
         present = frame[name].dropna()
         missing = 1 - len(present) / len(frame)
         if abs(missing - old.missing) > MAX_MISSING_CHANGE:
             yield Finding(name, f"{missing:.1%} empty cells", f"about {old.missing:.1%}")
-        if present.empty or not old.shares:
+        # A time, the only column of float64, moves on.
+        if present.empty or not old.shares or present.dtype == np.float64:
             continue
         if old.range is not None:
             low, high = map(np.float32, old.range)
@@ -223,8 +244,8 @@ def _describe(column: pd.Series[Any]) -> ColumnStatistics:
     bounds: tuple[float, ...] = ()
     tokens: tuple[str, ...] = ()
     span = None
-    if not pd.api.types.is_numeric_dtype(column):
-        tokens = tuple(present.value_counts().index[:N_TOKENS])
+    if not is_numeric_dtype(column):
+        tokens = tuple(_tokens(present).value_counts().index[:N_TOKENS])
     elif len(present):
         levels = np.arange(1, N_BINS) / N_BINS
         quantiles = np.unique(np.quantile(present, levels, method="lower"))
@@ -240,6 +261,7 @@ def _describe(column: pd.Series[Any]) -> ColumnStatistics:
 def _shares(present: pd.Series[Any], bounds: Sequence[float], tokens: Sequence[str]) -> Shares:
     """Compute the share of each bin, float64 [bins]."""
     if tokens:
+        present = _tokens(present)
         index = pd.Index(tokens).get_indexer(pd.Index(present))
         index = np.where(index < 0, len(tokens), index)
     else:
@@ -247,6 +269,13 @@ def _shares(present: pd.Series[Any], bounds: Sequence[float], tokens: Sequence[s
     counts = np.bincount(index, minlength=len(bounds or tokens) + 1)
     shares: Shares = counts / len(present)
     return shares
+
+
+def _tokens(present: pd.Series[Any]) -> pd.Series[Any]:
+    """Return the tokens of categories or of lists."""
+    if not present.str.contains(LIST_SEPARATOR, regex=False).any():
+        return present
+    return present.str.split(LIST_SEPARATOR, regex=False).explode()
 
 
 def _sample(frame: pd.DataFrame) -> pd.DataFrame:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from handlers.feature import OOV_INDEX
-from handlers.models.layers import RankingNetwork
+from handlers.feature import MISSING_INDEX, OOV_INDEX
+from handlers.models.layers import FeatureInputs, RankingNetwork
 from training.bounds import Count, LearningRate, Seed, Weight
 from training.engine.launch import run_loop
+from training.engine.warm_start import start_from
 from training.engine.worker import EngineConfig, Step, TrainingError, Worker
 
 # Share of category values that training hides, so that the out-of-vocabulary embedding is learned.
@@ -77,6 +78,10 @@ class WeightedRows(NamedTuple):
     targets: Tensor
     weights: Tensor
 
+    def to(self, device: str) -> WeightedRows:
+        """Copy the rows to a device."""
+        return WeightedRows(*(part.to(device) for part in self))
+
 
 def fit(
     network: RankingNetwork,
@@ -84,6 +89,7 @@ def fit(
     train: WeightedRows,
     valid: WeightedRows,
     config: FitConfig,
+    base: nn.Module | None = None,
 ) -> History:
     """Train a network in place, and leave it with the weights of its best epoch.
 
@@ -94,25 +100,26 @@ def fit(
         train: The training split.
         valid: The split that selects the epoch.
         config: How to train.
+        base: The network of an earlier version to start from.
 
     Returns:
         Loss after each epoch, by ``train`` and ``valid``.
 
     Raises:
-        TrainingError: If the loss is not finite.
+        TrainingError: If the loss is not finite, or ``base`` is another kind of network.
     """
-    matrix, targets, weights = train
-    network.inputs.fit(matrix)
+    network.inputs.fit(train.matrix)
+    (matrix, targets, weights), valid = train.to(config.device), valid.to(config.device)
     share = min(max(OOV_SHARE, OOV_ROWS / len(matrix)), MAX_OOV_SHARE)
 
     def step(index: Tensor) -> Tensor:
-        batch = hide_some(matrix[index], network.inputs.categories, share)
+        batch = hide_tokens(matrix[index], network.inputs, share)
         return loss(network(batch), targets[index], weights[index])
 
     def validate() -> Tensor:
         return loss(predict(network, valid.matrix), valid.targets, valid.weights)
 
-    return fit_steps(network, len(matrix), step, validate, config, MIN_STEPS)
+    return fit_steps(network, len(matrix), step, validate, config, base, MIN_STEPS)
 
 
 def fit_steps(
@@ -121,28 +128,34 @@ def fit_steps(
     step: Step,
     validate: Callable[[], Tensor],
     config: FitConfig,
+    base: nn.Module | None = None,
     min_steps: int = MIN_STEPS_OF_TOWERS,
 ) -> History:
     """Train as :func:`fit` does, with a loss that takes the row numbers of a batch.
 
     Args:
-        network: The network; in training mode when ``step`` is called.
+        network: The network; in training mode when ``step`` is called. It is on the device of the
+            run while it trains, and ends on the CPU.
         n_rows: Rows of the training split.
-        step: Loss of the rows with these numbers, int64 [B] -> float32 [].
-        validate: Loss on the split that selects the epoch, float32 []; runs without gradients.
+        step: Loss of the rows with these numbers, int64 [B] -> float32 []; on the device.
+        validate: Loss on the split that selects the epoch, float32 []; runs without gradients, on
+            the device.
         config: How to train.
+        base: The network of an earlier version to start from.
         min_steps: Least steps in an epoch; the batch size is lowered to reach them.
 
     Returns:
         Loss after each epoch, by ``train`` and ``valid``.
 
     Raises:
-        TrainingError: If the loss is not finite.
+        TrainingError: If the loss is not finite, or ``base`` is another kind of network.
     """
+    if base is not None:
+        start_from(network, base)
     config = replace(config, batch_size=max(1, min(config.batch_size, n_rows // min_steps)))
-    job = _Job(network, n_rows, step, validate, config)
+    job = _Job(network.to(config.device), n_rows, step, validate, config)
     weights, history = run_loop("torch", _training_loop, config, [job])
-    network.load_state_dict(weights)
+    network.to("cpu").load_state_dict(weights)
     network.eval()
     return history
 
@@ -165,6 +178,7 @@ def _training_loop(job: _Job, worker: Worker) -> tuple[dict[str, Tensor], Histor
     n_epochs_before, loop_s = len(losses), 0.0
     with tqdm(
         total=config.epochs * training.n_rows,
+        initial=n_epochs_before * training.n_rows,
         unit="row",
         unit_scale=True,
         disable=None,
@@ -221,12 +235,15 @@ class _Training:
 
     def state(self) -> dict[str, Any]:
         """Return what another worker needs to go on from here."""
+        network, losses = self._job.network.state_dict(), self.history["valid"]
+        # Tensors that are the same in both are written once.
+        is_best = losses[-1] == min(losses)
         return {
-            "network": self._job.network.state_dict(),
+            "network": network,
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "history": self.history,
-            "best_weights": self.best_weights,
+            "best_weights": network if is_best else self.best_weights,
         }
 
     def run_epoch(self, bar: tqdm[Any]) -> None:
@@ -234,8 +251,8 @@ class _Training:
         self._job.network.train()
         epoch = len(self.history["train"])
         order = self._worker.order(self._job.n_rows, self._job.config.seed, epoch)
-        total = torch.zeros(())
-        for index in torch.split(order, self._batch_size):
+        total = torch.zeros((), device=self._job.config.device)
+        for index in torch.split(order.to(self._job.config.device), self._batch_size):
             loss = self._step(index)
             self._optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -277,7 +294,7 @@ def predict(
 
     Args:
         network: The network.
-        matrix: Inputs, float32 [rows, C].
+        matrix: Inputs, float32 [rows, C], on the device of the network.
         method: A method of the network to call instead of ``forward``.
     """
     network.eval()
@@ -300,9 +317,26 @@ def _parameter_groups(network: nn.Module, config: FitConfig) -> list[dict[str, o
     ]
 
 
-def hide_some(batch: Tensor, categories: list[int], share: float = OOV_SHARE) -> Tensor:
+def hide_tokens(batch: Tensor, inputs: FeatureInputs, share: float = OOV_SHARE) -> Tensor:
+    """Replace some categories and some tokens of lists by out-of-vocabulary, in place.
+
+    Args:
+        batch: float32 [B, C].
+        inputs: The input layer, which knows the columns.
+        share: Share of the tokens.
+    """
+    hide_some(batch, inputs.categories, share)
+    if columns := inputs.list_columns:
+        tokens = batch[:, columns]
+        hidden = torch.rand(tokens.shape, device=batch.device) < share
+        hidden &= tokens != MISSING_INDEX
+        batch[:, columns] = tokens.masked_fill(hidden, float(OOV_INDEX))
+    return batch
+
+
+def hide_some(batch: Tensor, categories: list[int], share: float) -> Tensor:
     """Replace a random share of the categories by out-of-vocabulary, in place, float32 [B, C]."""
     if categories:
-        hidden = torch.rand(len(batch), len(categories)) < share
+        hidden = torch.rand(len(batch), len(categories), device=batch.device) < share
         batch[:, categories] = batch[:, categories].masked_fill(hidden, float(OOV_INDEX))
     return batch

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal, TypeVar
 
 from training.data.sources import DataSet
+from training.engine.checkpoints import Checkpoints
 from training.engine.worker import EngineConfig, TrainingError, Worker
 
 Result = TypeVar("Result")
+
+_checkpoints: ContextVar[Checkpoints | None] = ContextVar("checkpoints", default=None)
 
 
 @contextmanager
@@ -38,6 +42,30 @@ def running_engine(config: EngineConfig) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def saving_to(checkpoints: Checkpoints) -> Iterator[None]:
+    """Save what the loops in the block have learned, and remove it when the block succeeds."""
+    token = _checkpoints.set(checkpoints)
+    try:
+        yield
+        checkpoints.remove()
+    finally:
+        _checkpoints.reset(token)
+
+
+def check_data(sha256: str) -> None:
+    """Note the data of the run.
+
+    Args:
+        sha256: Hash of the data.
+
+    Raises:
+        TrainingError: If the run to continue was on other data.
+    """
+    if checkpoints := _checkpoints.get():
+        checkpoints.check_data(sha256)
+
+
 def run_loop(
     library: Literal["torch", "xgboost"],
     loop: Callable[[Any, Worker], Result],
@@ -59,10 +87,16 @@ def run_loop(
         TrainingError: If a loop raises it, or workers died too often.
     """
     if config.engine == "local":
-        return loop(jobs[0], Worker())
+        return run_here(loop, jobs[0])
     from training.engine import ray as on_ray
 
     return on_ray.run(library, loop, config, jobs)
+
+
+def run_here(loop: Callable[[Any, Worker], Result], job: Any) -> Result:
+    """Run a training loop in this process; its worker saves checkpoints if the run has any."""
+    checkpoints = _checkpoints.get()
+    return loop(job, checkpoints.worker() if checkpoints else Worker())
 
 
 def read_by_engine(data: DataSet, config: EngineConfig) -> DataSet:

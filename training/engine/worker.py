@@ -23,6 +23,8 @@ class EngineConfig:
 
     Attributes:
         device: cpu; or cuda, for a GPU.
+        resume: Continue an unfinished run after its last checkpoint; by default the latest one of
+            the model, else that of --version. The other flags and the data must be the same.
         engine: local; or ray, for the cluster at RAY_ADDRESS or, if that is not set, a cluster on
             this machine.
         num_workers: Processes that train, with ray.
@@ -31,6 +33,7 @@ class EngineConfig:
     """
 
     device: Literal["cpu", "cuda"] = "cpu"
+    resume: bool = False
     engine: Literal["local", "ray"] = "local"
     num_workers: int = 2
     checkpoint_dir: str = ""

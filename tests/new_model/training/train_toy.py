@@ -14,7 +14,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from training import run
-from training.data import validation
 from training.metrics.tables import metric_table
 from training.tasks.ranking.data import RankingConfig, load_ranking_data
 from training.tasks.ranking.evaluation import RankingEvaluation
@@ -30,6 +29,7 @@ class Config(RankingConfig):
     """
 
     model: ClassVar[str] = "toy"
+    library: ClassVar[str] = "scikit-learn"
 
     label: str = "label"
     strength: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
@@ -43,7 +43,7 @@ def evaluation(config: Config, columns: Sequence[str] = ()) -> RankingEvaluation
 def train(config: Config) -> Path:
     """Train, report and write the artifacts; return their folder."""
     test = evaluation(config)
-    statistics = validation.check(test.train_frame, [config.label], config)
+    statistics = run.check_data(test, [config.label], config)
     data = test.data
     scaler = StandardScaler().fit(data.train)
     fitted = LogisticRegression(C=config.strength)

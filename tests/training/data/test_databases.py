@@ -17,12 +17,14 @@ from psycopg.conninfo import conninfo_to_dict
 import scripts.train
 from archive import catalog
 from archive.gate import judge
+from scripts import inspect_data
 from tests.examples import train
 from tests.services.databases import PASSWORD, TYPED_ROWS, Database
 from tests.services.proxy import proxy
 from training import artifacts
 from training.data import files
 from training.data.databases import public_dsn
+from training.data.inspection.kinds import inspect
 from training.data.sources import DataError, DataSet
 from training.data.splits import load_splits
 from training.data.tables import read_table
@@ -288,6 +290,21 @@ def test_reading_can_stop_early(database: Database, big: int) -> None:
         assert len(next(batches)) <= big
         assert isinstance(batches, Generator)
         batches.close()
+
+
+def test_an_inspection_reads_the_first_rows_and_proposes_the_flags_of_the_source(
+    database: Database, big: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = inspect(DataSet("big", {"": [database.source(table="big")]}), max_rows=1000)
+    assert (found.rows, found.is_all, len(found.columns)) == (1000, False, 2)
+    query = f"SELECT id AS user_id, id % 7 AS item_id, id % 2 AS clicked FROM big LIMIT {big}"
+    flags = [*database.flags(), "--query", query]
+    assert inspect_data.main(flags) == 0
+    printed = capsys.readouterr().out.replace("\\\n", "")
+    assert f"--data-source {database.kind}" in printed
+    assert f'--query "{query}"' in printed
+    assert "--label clicked" in printed
+    assert PASSWORD not in printed
 
 
 @pytest.mark.parametrize("database", ["mysql"], indirect=True)

@@ -40,6 +40,21 @@ def test_another_sample_of_the_same_data_gives_no_warning() -> None:
     assert warnings(few, frame(seed=1).drop(columns="label")) == []
 
 
+def test_a_time_moves_on_without_a_warning_and_a_list_counts_by_its_tokens() -> None:
+    def with_lists(table: pd.DataFrame, start: float, tags: str) -> pd.DataFrame:
+        rng = np.random.default_rng(len(tags))
+        lists = ["\x1f".join(rng.permutation(list(tags))) for _ in range(len(table))]
+        return table.assign(
+            at=start + rng.random(len(table)) * 1e6, tags=pd.Series(lists, dtype="str")
+        )
+
+    before = with_lists(frame(seed=1), 1.7e9, "abcdefgh")
+    assert warnings(with_lists(frame(seed=2), 1.8e9, "hgfedcba"), before) == []
+    [found] = warnings(with_lists(frame(seed=2), 1.8e9, "abcdxyzw"), before)
+    assert found.startswith("tags: another distribution: PSI")
+    assert set(describe(before).columns["tags"].tokens) == set("abcdefgh")
+
+
 @pytest.mark.parametrize(
     ("spoil", "warning"),
     [

@@ -48,7 +48,7 @@ OTHERS = {
     run: example
     for example in reversed(examples())
     if (run := catalog.get(example.model).artifacts) not in FAST
-    and training_script(run).Config.distributable
+    and training_script(run).Config.library != "gensim"
 }
 
 

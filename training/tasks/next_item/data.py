@@ -111,6 +111,7 @@ def load(config: NextItemConfig) -> NextItemData:
         DataError: If the data cannot be trained on; the message says where and why.
     """
     data = find_data(config, INTERACTIONS)
+    config.check_default_columns(data, "user_col", "item_col", "user_features")
     features = _feature_names(config)
     drafts = config.drafts(features, "--user-features")
     interactions = read_table(
@@ -119,17 +120,20 @@ def load(config: NextItemConfig) -> NextItemData:
         [config.user_col, config.item_col],
         readers=readers_of(drafts),
         order_by=config.time_column or None,
+        other_flags=dict.fromkeys(features, config.flags_of_kinds()),
     )
+    base = config.base()
     split = leave_one_out(
         interactions[config.user_col],
         interactions[config.item_col],
         min_count=config.min_count,
+        vocabulary=base.vocabularies()[HISTORY_KEY] if base else (),
         valid_share=config.valid_share,
         seed=config.seed,
     )
     by_user = interactions.groupby(interactions[config.user_col].to_numpy())
     user_frame = by_user[features].last().loc[list(split.users)]
-    schema = fit_schema(user_frame, drafts)
+    schema = fit_schema(user_frame, drafts, config.base_schema())
     return NextItemData(
         interactions=interactions,
         split=split,

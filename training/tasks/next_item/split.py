@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from handlers.feature import FIRST_TOKEN_INDEX, OOV_INDEX
+from training.data.extension import extended_vocabulary
 from training.data.sources import DataError
 from training.metrics.retrieval import Indices
 
@@ -105,6 +106,7 @@ def leave_one_out(
     items: pd.Series[Any],
     *,
     min_count: int,
+    vocabulary: Sequence[str] = (),
     valid_share: float = 0.0,
     test_share: float = 1.0,
     seed: int = 0,
@@ -115,6 +117,7 @@ def leave_one_out(
         users: User of each interaction, oldest interaction first.
         items: Item of each interaction; rows without a user or an item are dropped.
         min_count: Items that occur less often in training are out of vocabulary.
+        vocabulary: Items that are known from an earlier version.
         valid_share: Share of the users with a validation item; needs ``test_share`` 1.
         test_share: Share of the users with a test item.
         seed: Seed of the choice of validation and test users.
@@ -146,11 +149,12 @@ def leave_one_out(
             f"expected 2 items or more that come {min_count} times or more before the end of "
             f"sequences, got {len(frequent)} in {len(user_ids)} sequences; lower --min-count?"
         )
-    index = np.full(len(tokens), OOV_INDEX, dtype=np.int64)
-    index[frequent] = np.arange(len(frequent)) + FIRST_TOKEN_INDEX
+    known_items = extended_vocabulary(vocabulary, [str(tokens[code]) for code in frequent])
+    index_of = {item: i for i, item in enumerate(known_items, FIRST_TOKEN_INDEX)}
+    index = np.array([index_of.get(str(token), OOV_INDEX) for token in tokens], dtype=np.int64)
     return LeaveOneOutSplit(
         users=[str(user) for user in user_ids],
-        vocabulary=tuple(str(tokens[code]) for code in frequent),
+        vocabulary=known_items,
         sequences=np.split(index[item_codes], ends[:-1]),
         n_held_out=n_held_out,
     )

@@ -75,7 +75,7 @@ class TokensConfig(RunConfig):
         gen: Generate the default data where it does not exist.
     """
 
-    distributable: ClassVar[bool] = False
+    library: ClassVar[str] = "gensim"
 
     mode: Literal["item2vec", "word2vec"] = "item2vec"
     data_path: Annotated[str | None, tyro.conf.arg(aliases=("--data",))] = None

@@ -32,6 +32,10 @@ class Windows(NamedTuple):
     histories: Tensor
     targets: Tensor
 
+    def to(self, device: str) -> Windows:
+        """Copy the windows to a device."""
+        return Windows(*(part.to(device) for part in self))
+
 
 def cut_windows(train: Sequence[Indices], length: int) -> Windows:
     """Cut sequences into overlapping windows.
@@ -70,5 +74,6 @@ def hide_items(histories: Tensor, share: float = OOV_SHARE) -> Tensor:
         histories: Item indices, int64 [B, L]; not changed.
         share: Share of the items to hide.
     """
-    hidden = (torch.rand(histories.shape) < share) & (histories >= FIRST_TOKEN_INDEX)
+    drawn = torch.rand(histories.shape, device=histories.device) < share
+    hidden = drawn & (histories >= FIRST_TOKEN_INDEX)
     return histories.masked_fill(hidden, OOV_INDEX)

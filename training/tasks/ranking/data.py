@@ -32,9 +32,7 @@ from training.tasks.ranking.weights import (
     sample_negatives,
     weight_problems,
 )
-from training.tasks.ranking.world import generate_impressions
-
-DEFAULT_DATA = Path("data/impressions")
+from training.tasks.ranking.world import IMPRESSIONS, World
 
 Targets = npt.NDArray[np.float32]
 
@@ -57,6 +55,7 @@ class RankingConfig(EventFlags, WeightFlags, RunConfig):
     """
 
     column_flags: ClassVar[Sequence[str]] = ("features", *EventFlags.names())
+    world: ClassVar[World] = IMPRESSIONS
 
     data_path: str | None = None
     features: str = ",".join(DEFAULT_FEATURES)
@@ -153,12 +152,14 @@ def load_ranking_data(
     weight = config.weight_column
     if weight in {*features, *targets} - {""}:
         raise DataError(f"--weight-column {weight}: is also a feature or a target")
+    folder = config.world.folder
     if config.uses_default_data:
-        if not DEFAULT_DATA.exists():
-            logger.info("no --data-path: generating a synthetic world in %s", DEFAULT_DATA)
-        generate_impressions(DEFAULT_DATA)
-    data = config.data(DEFAULT_DATA)
+        if not folder.exists():
+            logger.info("no --data-path: generating a synthetic world in %s", folder)
+        config.world.generate(folder)
+    data = config.data(folder)
     crosses = computable_crosses(features)
+    config.check_default_columns(data, "features", "label", "targets", optional=crosses)
     extra = [
         name for name in (*columns, config.group) if name not in {"", weight, *features, *targets}
     ]
@@ -187,6 +188,7 @@ def load_ranking_data(
         extra,
         crosses,
         readers=readers_of(drafts),
+        other_flags=dict.fromkeys(features, config.flags_of_kinds()),
         seed=config.seed,
         time_column=config.time_column or None,
         group_column=config.group if whole_groups else None,
@@ -198,7 +200,8 @@ def load_ranking_data(
         )
     label = targets[0]
     train = sample_negatives(splits.train, label, config.negative_sampling_rate, config.seed)
-    schema = fit_schema(train, drafts)
+    schema = fit_schema(train, drafts, config.base_schema())
+    _log_clients(schema)
     return RankingData(
         schema=schema,
         train=to_matrix(schema, train),
@@ -219,10 +222,22 @@ def load_ranking_data(
             for name, frame in splits._replace(train=train).items()
             if config.group
         },
-        oracle=_oracle(DEFAULT_DATA, targets) if config.uses_default_data else None,
+        oracle=_oracle(folder, targets) if config.uses_default_data else None,
         golden_rows=golden_rows(schema, splits.test),
         sha256=data.sha256(*splits),
     )
+
+
+def _log_clients(schema: FeatureSchema) -> None:
+    """Say which features a client cannot send that sends numbers only."""
+    if texts := [f.name for f in schema.features if f.sent_as == "text"]:
+        logger.info(
+            "a client that sends numbers only, such as Go's map[string]float64, cannot send %s: "
+            "add --hash-ids, or write integer ids",
+            ", ".join(texts),
+        )
+    if lists := [f.name for f in schema.features if f.sent_as == "list"]:
+        logger.info("a client that sends numbers only cannot send lists: %s", ", ".join(lists))
 
 
 def _oracle(folder: Path, targets: Sequence[str]) -> Targets:

@@ -5,14 +5,28 @@ better than the truth does, so the metrics of the truth (the oracle) are the cei
 compare a model with. The truth goes into separate files, never into the inputs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
 
 from training.folders import writing_folder
+
+
+class World(NamedTuple):
+    """The data of a run whose flags name none.
+
+    Attributes:
+        folder: Folder of the data.
+        generate: Writes the folder, unless it exists.
+    """
+
+    folder: Path
+    generate: Callable[[Path], None]
+
 
 # Enough training rows for an AUC within .002 of the oracle, and enough test rows for a standard
 # error of .002.
@@ -117,3 +131,6 @@ def generate_impressions(folder: Path, rows: Mapping[str, int] = IMPRESSION_ROWS
             inputs, truth = impressions(n, _SEEDS[split])
             inputs.to_csv(finished / f"{split}.csv", index=False)
             truth.to_parquet(finished / f"{split}_truth.parquet", index=False)
+
+
+IMPRESSIONS = World(Path("data/impressions"), generate_impressions)

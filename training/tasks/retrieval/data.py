@@ -21,7 +21,7 @@ import tyro
 
 from handlers.feature import Feature
 from handlers.schema import FeatureSchema, Matrix
-from training.data.feature_flags import FeatureFlags, readers_of, split_names
+from training.data.feature_flags import FeatureFlags, named_columns, readers_of, split_names
 from training.data.features import fit_schema, to_matrix
 from training.data.files import read_parquet
 from training.data.sources import DataError, DataSet
@@ -156,12 +156,17 @@ def load_retrieval_data(config: RetrievalConfig) -> RetrievalData:
             logger.info("no --data-path: generating a synthetic world in %s", DEFAULT_DATA)
         generate_interactions(DEFAULT_DATA)
     data = config.data(DEFAULT_DATA)
+    config.check_default_columns(data, "user_cols", "item_cols", "label")
     user_cols, item_cols = split_names(config.user_cols), split_names(config.item_cols)
     id_col = config.item_id
     drafts = _drafts(config, user_cols, item_cols)
     splits = _read(data, config, drafts)
-    user_schema = fit_schema(splits.train, drafts[: len(user_cols)])
-    item_schema = fit_schema(splits.train, drafts[len(user_cols) :])
+    user_schema = fit_schema(
+        splits.train, drafts[: len(user_cols)], config.base_schema("user_features")
+    )
+    item_schema = fit_schema(
+        splits.train, drafts[len(user_cols) :], config.base_schema("item_features")
+    )
     table = pd.concat(dict(splits.items()))
     split_of = table.index.get_level_values(0)
     items = _codes(table, [id_col] if id_col in table else item_cols)
@@ -209,6 +214,8 @@ def _drafts(
         raise DataError(
             f"{', '.join(repeated)}: expected once among --user-cols, --item-cols and --label"
         )
+    if config.item_id in named_columns("multi", config.multi):
+        raise DataError(f"--multi {config.item_id}: identifies an item, so it has one value")
     drafts = config.drafts([*user_cols, *item_cols], "--user-cols or --item-cols")
     return [
         replace(draft, kind="category") if draft.name == config.item_id else draft
@@ -239,6 +246,7 @@ def _read(data: DataSet, config: RetrievalConfig, drafts: Sequence[Feature]) -> 
         [id_col],
         [] if config.item_id_col or id_col in columns else [id_col],
         readers=readers_of(drafts),
+        other_flags=dict.fromkeys(columns, config.flags_of_kinds()),
         seed=config.seed,
         time_column=config.time_column or None,
         check=check,

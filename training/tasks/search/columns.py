@@ -5,6 +5,7 @@ Shapes: B rows, C matrix columns.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from handlers.feature import Feature
 from handlers.models.text import TokenBags
 from handlers.schema import FeatureSchema
 from training.data.features import to_matrix
+from training.golden import golden_matrix
 
 # Encoded queries or documents, as a tower takes them: a matrix, float32 [B, C], or B texts.
 Inputs = Tensor | TokenBags
@@ -30,6 +32,10 @@ class FeatureColumns:
     def encode(self, frame: pd.DataFrame) -> Tensor:
         """Encode rows as a matrix, float32 [B, C]."""
         return torch.from_numpy(to_matrix(self.schema, frame))
+
+    def encode_rows(self, rows: Sequence[Mapping[str, Any]]) -> Tensor:
+        """Encode request rows as a matrix, float32 [B, C]."""
+        return torch.from_numpy(golden_matrix(self.schema, rows))
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return the columns as the meta file records them."""
@@ -50,6 +56,10 @@ class TextColumn:
     def encode(self, frame: pd.DataFrame) -> TokenBags:
         """Encode rows as texts; a missing text is empty."""
         return TokenBags.of(frame[self.name].fillna(""))
+
+    def encode_rows(self, rows: Sequence[Mapping[str, Any]]) -> TokenBags:
+        """Encode request rows as texts."""
+        return self.encode(pd.DataFrame(rows))
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return the column as the meta file records it."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from handlers.feature import Feature
 from handlers.request_rows import QUERY_FEATURES_KEY
+from handlers.values import LIST_SEPARATOR
 from training.data.cells import to_free_texts
 from training.data.feature_flags import FeatureFlags, readers_of, split_names
 from training.data.features import fit_schema
@@ -99,6 +100,11 @@ class SearchPairs:
     labels: Tensor
     order: Indices
 
+    def to(self, device: str) -> SearchPairs:
+        """Copy what a network trains on to a device."""
+        names = ("queries", "counts", "owner", "docs", "labels")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
 
 @dataclass(frozen=True)
 class SearchData:
@@ -156,11 +162,19 @@ def load_search_data(config: SearchConfig) -> SearchData:
     query_cols, doc_cols = _columns(config)
     drafts = config.drafts([*query_cols, *doc_cols], "--query-cols or --doc-cols")
     splits = _read(data, config, drafts)
+    base = config.base()
+    if base is not None and base.meta["text"] != config.text:
+        raise DataError(
+            f"--init-from: expected a version {'with' if config.text else 'without'} --text"
+        )
     query_columns, doc_columns = (
         TextColumn(*(draft.name for draft in part))
         if config.text
-        else FeatureColumns(fit_schema(splits.train, part))
-        for part in (drafts[: len(query_cols)], drafts[len(query_cols) :])
+        else FeatureColumns(fit_schema(splits.train, part, config.base_schema(key)))
+        for part, key in (
+            (drafts[: len(query_cols)], "features"),
+            (drafts[len(query_cols) :], "doc_features"),
+        )
     )
     table = pd.concat(splits, ignore_index=True)
     docs, first = _distinct(table[doc_cols])
@@ -196,6 +210,7 @@ def _read(data: DataSet, config: SearchConfig, drafts: Sequence[Feature]) -> Spl
         [config.doc_id],
         [config.doc_id, config.label],
         readers=dict.fromkeys(columns, to_free_texts) if config.text else readers_of(drafts),
+        other_flags=dict.fromkeys(columns, config.flags_of_kinds()),
         seed=config.seed,
         time_column=config.time_column or None,
         check=lambda splits: label_problems(splits, [config.label]),
@@ -286,12 +301,12 @@ def _doc_rows(
     if doc_id in table:
         last = pd.Series(docs).groupby(table[doc_id], sort=False).last()
         return {str(name): int(row) for name, row in last.items()}
-    values = doc_frame.astype(str).agg(",".join, axis=1)
+    values = doc_frame.astype(str).fillna("").agg(",".join, axis=1).str.replace(LIST_SEPARATOR, "|")
     return {name: row for row, name in enumerate(values)}
 
 
 def golden_queries(data: SearchData) -> tuple[list[dict[str, Any]], Inputs]:
     """Return golden request rows, most of them wrapped, and the same queries encoded."""
     rows = golden_rows(data.query_columns.schema, data.test.frame)
-    inputs = data.query_columns.encode(pd.DataFrame(rows))
+    inputs = data.query_columns.encode_rows(rows)
     return [row if i % 4 == 2 else {QUERY_FEATURES_KEY: row} for i, row in enumerate(rows)], inputs

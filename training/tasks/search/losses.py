@@ -29,8 +29,8 @@ def candidate_docs(targets: Tensor, n_docs: int, max_docs: int) -> tuple[Tensor,
         The candidates, int64 [N], and the position of each target among them, int64 [R].
     """
     if n_docs <= max_docs:
-        return torch.arange(n_docs), targets
-    sampled = torch.randint(n_docs, (max_docs,))
+        return torch.arange(n_docs, device=targets.device), targets
+    sampled = torch.randint(n_docs, (max_docs,), device=targets.device)
     docs, positions = torch.unique(torch.cat([targets, sampled]), return_inverse=True)
     return docs, positions[: len(targets)]
 
@@ -43,14 +43,14 @@ def listwise_loss(
     Those are the documents that the pairs label 0 or, unless ``labeled``, all that are not among
     the pairs of the query.
     """
-    listed = torch.full(logits.shape, not labeled)
+    listed = torch.full(logits.shape, not labeled, device=logits.device)
     listed[row, column] = True
     return _contrastive_loss(logits, row, column, labels, listed)
 
 
 def in_batch_loss(logits: Tensor, row: Tensor, column: Tensor, labels: Tensor) -> Tensor:
     """Compare relevant documents with those of all pairs of the batch: a sampled softmax."""
-    in_batch = torch.zeros(logits.shape[1], dtype=torch.bool)
+    in_batch = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
     in_batch[column] = True
     return _contrastive_loss(logits, row, column, labels, in_batch)
 
@@ -63,7 +63,7 @@ def _contrastive_loss(
     A query without any has no loss.
     """
     row, column = row[labels == 1], column[labels == 1]
-    relevant = torch.zeros(logits.shape, dtype=torch.bool)
+    relevant = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
     relevant[row, column] = True
     rest = logits.masked_fill(relevant | ~others, MASKED_LOGIT).logsumexp(dim=1)  # [B]
     return softplus(rest[row] - logits[row, column]).sum() / max(1, len(row))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from handlers.models.dssm import FeatureDSSM, TextDSSM
 from handlers.models.layers import Tower
 from handlers.models.text import TokenBags
-from training.engine.fit import hide_some
+from training.engine.fit import hide_tokens
 from training.tasks.search.columns import Inputs
 from training.tasks.search.data import SearchData
 
@@ -61,7 +61,7 @@ def build_network(
 def hide_categories(tower: nn.Module, inputs: Inputs) -> Inputs:
     """Hide some categories if the tower is in training; a text tower drops tokens itself."""
     if isinstance(inputs, Tensor) and isinstance(tower, Tower) and tower.training:
-        return hide_some(inputs, tower.inputs.categories)
+        return hide_tokens(inputs, tower.inputs)
     return inputs
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -51,6 +52,8 @@ class LastItemNetwork(nn.Module):
 @dataclass(frozen=True)
 class Config(NextItemConfig, FitConfig):
     """Flags of the second model."""
+
+    model: ClassVar[str] = "second"
 
     epochs: int = 6
     batch_size: int = 32

@@ -1,0 +1,31 @@
+"""Serves DIN."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from handlers.feature_rows import FeatureRowsHandler, Scores
+from handlers.models.din import ARCH_VERSION, DIN, META_FILE, WEIGHTS_FILE
+from handlers.models.weights import load_network, traced
+from handlers.schema import Matrix
+
+
+class DINHandler(FeatureRowsHandler):
+    """Predicts the click probability of each instance."""
+
+    meta_file: ClassVar[str] = META_FILE
+    arch_version: ClassVar[int] = ARCH_VERSION
+
+    def load_weights(self, model_dir: Path) -> None:
+        """Load the network."""
+        network = load_network(DIN, model_dir / WEIGHTS_FILE, self.device)
+        example = torch.zeros(2, self.schema.n_columns, device=self.device)
+        self.click_probability = traced(lambda matrix: network(matrix).sigmoid(), example)
+
+    @torch.inference_mode()
+    def score(self, matrix: Matrix) -> Scores:
+        """Compute click probabilities, float32 [B]."""
+        probabilities = self.click_probability(torch.from_numpy(matrix).to(self.device))
+        scores: Scores = probabilities.cpu().numpy()
+        return scores
