@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 from rich import box
@@ -58,13 +59,11 @@ def tables(
     for feature in signature.features:
         # Only numbers have all three; inputs that are not features of a schema have only a name.
         kind, default, bounds = map(feature.get, ("kind", "default", "train_range"))
-        note = f"{feature['vocabulary_size']} tokens" if kind in ("category", "multi") else ""
-        if (sent_as := feature.get("sent_as", "number")) != "number":
-            note += f", sent as {sent_as}"
+        note = _note(feature)
         if factors := feature.get("product_of"):
             note = "or " + " x ".join(factors)
         shown = ""
-        if kind == "number":
+        if kind in ("number", "age"):
             shown = "learned" if default is None else f"{default:g}"
         limits = f"{bounds[0]:g} .. {bounds[1]:g}" if bounds else ""
         features.add_row(feature["name"], kind, shown, limits, note)
@@ -76,6 +75,27 @@ def tables(
     for name, digest in signature.files.items():
         contents.add_row(name, f"{sizes[name]:,}", digest[:16])
     yield contents
+
+
+def _note(feature: Mapping[str, Any]) -> str:
+    """Describe the values of a feature, as far as they are no numbers."""
+    kind, buckets = feature.get("kind"), feature.get("hash_buckets")
+    notes = []
+    if kind in ("category", "multi"):
+        notes.append(f"{buckets} hashes" if buckets else f"{feature['vocabulary_size']} tokens")
+    if kind == "history":
+        notes.append(f"of {feature['items']}")
+    if kind in ("multi", "history"):
+        notes.append(f"{'first' if kind == 'multi' else 'last'} {feature['max_length']} of a list")
+    if separator := feature.get("separator"):
+        notes.append(f"or a text with {separator!r}")
+    if kind == "time":
+        notes.append(f"hour and weekday in {feature['time_zone']}")
+    if kind == "age":
+        notes.append(f"days until {feature['event']}")
+    if (sent_as := feature.get("sent_as", "number")) != "number":
+        notes.append(f"sent as {sent_as}")
+    return ", ".join(notes)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -181,7 +181,7 @@ def merged_columns(runs: Sequence[RunConfig]) -> dict[str, dict[str, str]]:
         for flag, merged in columns.items():
             for name, part in named_columns(flag, getattr(run, flag)).items():
                 merged.setdefault(name, part)
-                if flag in ("categorical", "multi", "timestamp"):
+                if flag in ("categorical", "multi", "timestamp", "history"):
                     kinds_of_run[name] = flag
                 else:
                     kinds_of_run.setdefault(name, "")

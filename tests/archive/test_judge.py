@@ -12,6 +12,7 @@ from archive import catalog
 from archive.gate.judge import GateConfig, held_out, merged_columns, open_archive
 from handlers.errors import UserError
 from tests.examples import load_handler, predict, train
+from training import train_din
 from training.train_xgb import Config
 
 
@@ -30,6 +31,11 @@ def test_the_newer_version_says_how_a_column_is_read() -> None:
         }
         == merged
     )
+
+
+def test_histories_are_merged_by_their_column() -> None:
+    runs = [train_din.Config(history="seen:|"), train_din.Config(history="seen:comma,viewed")]
+    assert merged_columns(runs)["history"] == {"seen": "seen:|", "viewed": "viewed"}
 
 
 def test_a_text_that_one_version_splits_is_read_as_a_text() -> None:

@@ -160,10 +160,11 @@ RANKERS_OVER_IDS = [
 @pytest.mark.parametrize("example", RANKERS_OVER_IDS, ids=str)
 def test_unusual_features_are_counted(server: Server, example: Example) -> None:
     before = counters(server)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"user_id": "nobody", "item_id": "nothing", "price (EUR)": 1e300, "user.age": 1000},
         {"user_id": "nobody", "item_id": "item_3", "price (EUR)": 5.0, "no such": 1, "class": None},
     ]
+    rows[0] |= {"tags": ["1", 2, None, "nothing", "4"], "item-tags": []}
     answer = requests.post(
         f"{server.inference_url}/predictions/{example.model}/{example.version}",
         json={"data": rows},
@@ -173,11 +174,17 @@ def test_unusual_features_are_counted(server: Server, example: Example) -> None:
     expected = {
         ("missing", "user.age"): 1,
         ("missing", "class"): 2,
+        ("missing", "tags"): 1,
+        ("missing", "item-tags"): 2,
+        ("missing", "event_time"): 2,
+        ("missing", "published"): 2,
+        ("truncated", "tags"): 1,
         ("unknown", "no_such"): 1,
         ("out_of_range", "price__EUR_"): 1,
         ("out_of_range", "user.age"): 1,
         ("out_of_vocabulary", "user_id"): 2,
         ("out_of_vocabulary", "item_id"): 1,
+        ("out_of_vocabulary", "tags"): 1,
     }
     wanted = Counter(
         {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,9 @@ from typing import Any
 import pytest
 
 from archive import catalog
+from handlers.feature import FIRST_TOKEN_INDEX, Feature
+from handlers.schema import FeatureSchema
+from handlers.values import hashed_id
 from scripts import index_items
 from serving.milvus import connected
 from serving.testing import ROOT, Server
@@ -147,6 +151,32 @@ def test_source_is_formatted(go: Callable[..., str]) -> None:
     gofmt = Path(go("env", "GOROOT").strip()) / "bin" / "gofmt"
     diff = subprocess.run([gofmt, "-d", SOURCE], capture_output=True, text=True, check=True)
     assert diff.stdout == ""
+
+
+def test_an_id_of_go_is_the_text_that_it_stands_for(client: Path) -> None:
+    texts = ["anna", "item_3", "Zoë", "007", "商品", "0xff", "7e211810", "a b"]
+    done = subprocess.run([client, "-hash", *texts], capture_output=True, text=True, check=True)
+    ids = json.loads(done.stdout)
+    schema = FeatureSchema(
+        [
+            Feature("id", kind="category", vocabulary=tuple(map(hashed_id, texts)), hash_ids=True),
+            Feature("ids", kind="multi", hash_buckets=1 << 20, hash_ids=True, max_length=1),
+        ]
+    )
+    matrix = schema.encode([{"id": text, "ids": [text]} for text in texts])
+    assert len(set(matrix[:, 0].tolist())) == len(texts)
+    assert (
+        schema.encode([{"id": ids[text], "ids": [ids[text]]} for text in texts]) == matrix
+    ).all()
+    assert schema.encode([{"id": float(ids[text])} for text in texts])[:, 0].tolist() == [
+        *range(FIRST_TOKEN_INDEX, FIRST_TOKEN_INDEX + len(texts))
+    ]
+
+
+def test_the_go_code_of_the_documentation_is_what_is_tested() -> None:
+    body = re.search(r"func hashedID.*?^}", (SOURCE / "hash.go").read_text(), re.DOTALL | re.M)
+    assert body is not None
+    assert body[0] in (ROOT / "docs" / "data.md").read_text()
 
 
 @pytest.fixture(scope="module")

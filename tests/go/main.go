@@ -81,7 +81,18 @@ func main() {
 	sidecar := flag.String("sidecar", "http://127.0.0.1:8090", "base URL of the sidecar")
 	path := flag.String("cases", "cases.json", "file with rows and predictions by model")
 	indexFolder := flag.String("index", "data/vectors", "folder of the exported item vectors")
+	hash := flag.Bool("hash", false, "only print the ids that stand for the arguments, as JSON")
 	flag.Parse()
+	if *hash {
+		ids := map[string]float64{}
+		for _, text := range flag.Args() {
+			ids[text] = hashedID(text)
+		}
+		if err := json.NewEncoder(os.Stdout).Encode(ids); err != nil {
+			os.Exit(2)
+		}
+		return
+	}
 	var cases Cases
 	content, err := os.ReadFile(*path)
 	if err == nil {

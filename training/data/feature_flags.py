@@ -31,7 +31,7 @@ def named_columns(flag: str, text: str) -> dict[str, str]:
         text: Its value.
     """
     parts = split_names(text)
-    if flag == "multi":
+    if flag in ("multi", "history"):
         return {parse_separator(part)[0]: part for part in parts}
     return {part.rpartition(":")[0] if flag == "hash" else part: part for part in parts}
 

@@ -115,11 +115,11 @@ def _log_cut_lists(train: pd.DataFrame, drafts: Sequence[Feature]) -> None:
             n_cut = int((n_joints.to_numpy() >= draft.max_length).sum())
             if n_cut:
                 logger.info(
-                    "%s: %s of %s lists are longer than %s%d",
+                    "%s: %s of %s lists are longer than --max-%s %d",
                     draft.name,
                     f"{n_cut:,}",
                     f"{len(lists):,}",
-                    "--max-values " if draft.kind == "multi" else "",
+                    "values" if draft.kind == "multi" else "history",
                     draft.max_length,
                 )
 

@@ -51,6 +51,40 @@ def test_category_becomes_its_smoothed_mean_and_row_count(tmp_path: Path) -> Non
     assert encoded[0, [0, 2]].tolist() == [MATRIX[0, 0], len(seen)]
 
 
+def test_a_list_becomes_indicators_of_its_frequent_tokens_and_its_length(tmp_path: Path) -> None:
+    schema = FeatureSchema(
+        [
+            Feature("tags", kind="multi", vocabulary=("a", "b", "c"), max_length=3),
+            Feature("price"),
+            Feature("seen", kind="history", items="item", max_length=4),
+            Feature("item", kind="category", vocabulary=("x",)),
+            Feature("open", kind="multi", hash_buckets=9, max_length=2),
+        ]
+    )
+    matrix = schema.encode(
+        [
+            {"tags": ["c", "b", "b"], "price": 2, "seen": ["x", "y"], "item": "x", "open": ["p"]},
+            {"tags": ["a", "nobody's"], "seen": ["y"], "open": ["p", "q"]},
+            {"tags": []},
+        ]
+    )
+    inputs, encoded = fit_target_encodings(
+        schema, matrix, NOISE[:3], np.ones(3, dtype=np.float32), seed=0
+    )
+    assert inputs.lists == [(0, 3, 2), (4, 8, 1), (9, 13, 0)]
+    by_hand = [
+        # a, b, length | price | x, -, -, length | item | -, -, -, hashes
+        [0, 1, 3, 2, 1, 0, 0, 2, 0, 0, 0, 2],
+        [1, 0, 2, 0, 0, 0, 0, 1, 0, 0, 0, 4],
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+    ]
+    assert np.delete(encoded, [8, 13], axis=1).tolist() == by_hand
+    names = inputs.column_names(schema)
+    assert names[:9] == ["tags=a", "tags=b", "tags", "price", "seen=x", *["seen"] * 3, "item"]
+    inputs.save(tmp_path, schema)
+    assert (TreeInputs.load(tmp_path)(matrix) == inputs(matrix)).all()
+
+
 @pytest.mark.parametrize("n_rows", [2, 3, 200])
 def test_one_positive_label_is_enough(n_rows: int) -> None:
     labels = np.zeros(n_rows, dtype=np.float32)
