@@ -67,7 +67,7 @@ def load_splits(
 
     Raises:
         DataError: As ``read_table`` does, with the problems that ``check`` lists; or if one table
-            is too short to cut.
+            is too short to cut or has too few groups.
     """
     columns = numeric, categorical, optional
     if set(data.tables) == set(SPLIT_NAMES):
@@ -96,10 +96,11 @@ def load_splits(
         if group_column is not None and group_column in frame:
             groups, names = pd.factorize(frame[group_column], use_na_sentinel=False)
             if len(names) < len(SPLIT_NAMES):
-                raise DataError(
+                few = (
                     f"{data.name}, column {group_column}: expected {len(SPLIT_NAMES)} groups or "
                     f"more, got {len(names)}"
                 )
+                raise DataError("\n".join(problems or [few]))
             if time_column is None:
                 groups = np.random.default_rng(seed).permutation(len(names))[groups]
             frame = frame.iloc[np.argsort(groups, kind="stable")].reset_index(drop=True)

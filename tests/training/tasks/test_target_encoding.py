@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from handlers.feature import FIRST_TOKEN_INDEX, OOV_INDEX, Feature
+from handlers.feature import FIRST_TOKEN_INDEX, MISSING_INDEX, OOV_INDEX, Feature
 from handlers.models.xgb import TreeInputs
 from handlers.schema import FeatureSchema
 from training.metrics.ranking import auc
@@ -128,6 +128,15 @@ def test_hidden_categories_are_a_share_with_the_mean_label_of_all() -> None:
         assert NOISE[lost].mean() == pytest.approx(NOISE.mean(), abs=0.03)
     assert np.array_equal(hidden, hide_categories(two, matrix, NOISE, 0.05, seed=0))
     assert not np.array_equal(hidden, hide_categories(two, matrix, NOISE, 0.05, seed=1))
+
+
+def test_a_hidden_list_keeps_its_length() -> None:
+    tags = Feature("tags", kind="multi", vocabulary=("a", "b"), max_length=4)
+    matrix = np.tile(np.array([2, 3, 3, MISSING_INDEX], dtype=np.float32), (400, 1))
+    hidden = hide_categories(FeatureSchema([tags]), matrix, NOISE[:400], 0.06, seed=0)
+    changed = (hidden != matrix).any(axis=1)
+    assert changed.sum() == 24
+    assert np.unique(hidden[changed], axis=0).tolist() == [[1, 1, 1, 0]]
 
 
 def test_unknown_rows_look_the_same_in_training_and_serving() -> None:

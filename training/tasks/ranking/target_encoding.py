@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.model_selection import KFold
 
-from handlers.feature import OOV_INDEX
+from handlers.feature import LISTS, MISSING_INDEX, OOV_INDEX
 from handlers.models.xgb import HotList, TreeInputs
 from handlers.schema import FeatureSchema, Matrix
 from training.tasks.ranking.weights import RowWeights
@@ -74,7 +74,8 @@ def hide_categories(
 ) -> Matrix:
     """Make some categories out-of-vocabulary, so that the trees learn what to predict for those.
 
-    Of four rows that lose categories, two lose all, and the other two lose one half of them each.
+    Lists count as categories, and lose all their values. Of four rows that lose categories, two
+    lose all, and the other two lose one half of them each.
 
     Args:
         schema: Schema of the matrix.
@@ -86,7 +87,8 @@ def hide_categories(
     Returns:
         A copy, float32 [B, C]; the matrix itself if it has no categories.
     """
-    columns = [schema.columns[f.name] for f in schema.features if f.kind == "category"]
+    kinds = ("category", *LISTS)
+    columns = [schema.columns[f.name] for f in schema.features if f.kind in kinds]
     if not columns:
         return matrix
     matrix, rng = matrix.copy(), np.random.default_rng(seed)
@@ -98,5 +100,6 @@ def hide_categories(
     half, every = rng.permuted(half, axis=1), np.ones_like(half)
     hidden = np.stack([every, half, every, ~half], axis=1).reshape(-1, len(columns))[:n]
     for part, lost in zip(columns, hidden.T, strict=True):
-        matrix[rows[lost], part] = OOV_INDEX
+        index = matrix[rows[lost], part]
+        matrix[rows[lost], part] = np.where(index == MISSING_INDEX, index, OOV_INDEX)
     return matrix
