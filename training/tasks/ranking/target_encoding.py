@@ -100,3 +100,27 @@ def hide_categories(
     for part, lost in zip(columns, hidden.T, strict=True):
         matrix[rows[lost], part] = OOV_INDEX
     return matrix
+
+
+def keep_encodings(
+    before: TreeInputs, inputs: TreeInputs, matrix: Matrix, encoded: Matrix
+) -> Matrix:
+    """Keep the encodings of an earlier version, which its trees split on; only new tokens get new.
+
+    Args:
+        before: The inputs of the earlier version, whose vocabularies come first.
+        inputs: The inputs of this one, changed in place.
+        matrix: Training split, float32 [B, C].
+        encoded: The same with encodings of this version, float32 [B, C + K].
+
+    Returns:
+        The training matrix with the encodings to train on, float32 [B, C + K].
+    """
+    encoded, tables = encoded.copy(), dict(inputs.encodings)
+    for k, (column, old) in enumerate(before.encodings.items()):
+        tables[column] = np.concatenate([old, tables[column][len(old) :]])
+        index = matrix[:, column].astype(np.int64)
+        known = index < len(old)
+        encoded[np.ix_(known, [column, matrix.shape[1] + k])] = old[index[known]]
+    inputs.encodings = tables
+    return encoded
