@@ -105,7 +105,9 @@ def hide_categories(
 def keep_encodings(
     before: TreeInputs, inputs: TreeInputs, matrix: Matrix, encoded: Matrix
 ) -> Matrix:
-    """Keep the encodings of an earlier version, which its trees split on; only new tokens get new.
+    """Keep the encodings of an earlier version, which its trees split on.
+
+    Indices that it had no rows of get those of this version.
 
     Args:
         before: The inputs of the earlier version, whose vocabularies come first.
@@ -118,9 +120,14 @@ def keep_encodings(
     """
     encoded, tables = encoded.copy(), dict(inputs.encodings)
     for k, (column, old) in enumerate(before.encodings.items()):
-        tables[column] = np.concatenate([old, tables[column][len(old) :]])
+        is_kept = np.zeros(len(tables[column]), dtype=bool)
+        is_kept[: len(old)] = old[:, 1] > 0
+        table = tables[column].copy()
+        table[is_kept] = old[old[:, 1] > 0]
+        tables[column] = table
         index = matrix[:, column].astype(np.int64)
-        known = index < len(old)
-        encoded[np.ix_(known, [column, matrix.shape[1] + k])] = old[index[known]]
+        rows = np.flatnonzero(is_kept[index])
+        encoded[rows, column] = table[index[rows], 0]
+        encoded[rows, matrix.shape[1] + k] = table[index[rows], 1]
     inputs.encodings = tables
     return encoded
