@@ -25,8 +25,13 @@ from training.data.feature_flags import split_names
 from training.data.inspection.hints import check_default_columns
 from training.data.sources import DataSet
 from training.engine import launch
-from training.engine.checkpoints import Checkpoints, checkpoint_folder, unfinished_versions
-from training.engine.devices import check_device
+from training.engine.checkpoints import (
+    Checkpoints,
+    checkpoint_folder,
+    how_to_resume,
+    version_to_resume,
+)
+from training.engine.devices import check_engine
 from training.engine.launch import read_by_engine, running_engine
 from training.engine.worker import EngineConfig, TrainingError
 from training.evaluation import Evaluation
@@ -73,9 +78,13 @@ class RunConfig(DataConfig, EngineConfig):
         if not self.version and not self.resume:
             object.__setattr__(self, "version", artifacts.new_version())
 
+    def versions(self) -> Path:
+        """Return the folder of all versions of the model."""
+        return self.artifacts_dir / self.model
+
     def folder(self) -> Path:
         """Return the folder for the artifacts of the run."""
-        return self.artifacts_dir / self.model / self.version
+        return self.versions() / self.version
 
     def check_default_columns(
         self, data: DataSet, *names: str, optional: Collection[str] = ()
@@ -234,7 +243,7 @@ def run_training(train: Callable[[Config], Path], config: Config) -> int:
     logs.to_stderr()
     try:
         if config.resume:
-            config = replace(config, version=_unfinished_version(config))
+            config = replace(config, version=version_to_resume(config.versions(), config.version))
         logs.about(version=config.version)
         artifacts.check_version(config.version)
         _check_flags(config)
@@ -255,7 +264,10 @@ def run_training(train: Callable[[Config], Path], config: Config) -> int:
         )
         return 1
     except KeyboardInterrupt:
-        logger.warning("interrupted; no artifacts were written%s", _how_to_resume(config))
+        logger.warning(
+            "interrupted; no artifacts were written%s",
+            how_to_resume(config.versions(), config.version),
+        )
         return INTERRUPTED
     print(f"artifacts: {folder}")
     return 0
@@ -280,28 +292,6 @@ def check_data(test: Evaluation, labels: Sequence[str], config: RunConfig) -> di
     return validation.check(test.train_frame, labels, config)
 
 
-def _unfinished_version(config: RunConfig) -> str:
-    """Return the version of the run to continue.
-
-    Raises:
-        TrainingError: If there is no such run.
-    """
-    folder = config.artifacts_dir / config.model
-    known = unfinished_versions(folder)
-    if not known or (config.version and config.version not in known):
-        listed = f"; it has {', '.join(known)}" if known else ""
-        run = f"unfinished run of version {config.version}" if config.version else "unfinished run"
-        raise TrainingError(f"--resume: {folder} has no {run}{listed}")
-    if not config.version:
-        logger.info("--resume: continues version %s, the latest unfinished one", known[-1])
-    return config.version or known[-1]
-
-
-def _how_to_resume(config: RunConfig) -> str:
-    can_resume = config.version in unfinished_versions(config.artifacts_dir / config.model)
-    return f"; to continue, add: --resume --version {config.version}" if can_resume else ""
-
-
 def _check_flags(config: RunConfig) -> None:
     """Check the flags before any work is done.
 
@@ -313,21 +303,11 @@ def _check_flags(config: RunConfig) -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise TrainingError(f"--artifacts-dir {folder}: expected a folder that can be written to")
-    if config.engine != "local" and config.library not in ("torch", "xgboost"):
-        raise TrainingError(
-            f"--engine {config.engine}: {config.library} trains this model, on one machine only; "
-            "leave the flag out"
-        )
-    if config.engine != "local" and config.resume:
-        raise TrainingError(
-            f"--resume: expected --engine local, got {config.engine}, whose workers continue on "
-            "their own as long as this command runs"
-        )
+    check_engine(config, config.library)
     if config.init_from and config.library not in ("torch", "xgboost"):
         raise TrainingError(
             f"--init-from: {config.library} trains this model, from the start only; leave the "
             "flag out"
         )
-    check_device(config, config.library)
     if base := config.base():
         base.check_files()

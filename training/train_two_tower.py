@@ -166,8 +166,9 @@ def fit(network: TwoTower, data: RetrievalData, config: Config) -> History:
         duplicate[diagonal, diagonal] = False
         logits = logits.masked_fill(duplicate, -torch.inf)
         # A hard negative is the candidate of one user only: it needs no logQ correction.
-        draws = torch.rand(len(index), device=device) * counts[index]
-        hard = negatives[starts[index] + draws.long()]
+        hard = negatives[
+            starts[index] + (torch.rand(len(index), device=device) * counts[index]).long()
+        ]
         hard_logits = (user * embed_items(hard)).sum(1) / network.temperature  # [B]
         hard_logits = hard_logits.masked_fill((counts[index] == 0) | (hard == own), -torch.inf)
         return cross_entropy(torch.cat([logits, hard_logits[:, None]], dim=1), diagonal)
@@ -176,9 +177,7 @@ def fit(network: TwoTower, data: RetrievalData, config: Config) -> History:
 
     def validate() -> Tensor:
         user, items = predict(network.user, valid_users), predict(network.item, catalog)
-        chunks = zip(
-            torch.split(user, VALID_ROWS), torch.split(valid_chosen, VALID_ROWS), strict=True
-        )
+        chunks = zip(*(torch.split(t, VALID_ROWS) for t in (user, valid_chosen)), strict=True)
         losses = [cross_entropy(network.logits(u, items), c, reduction="sum") for u, c in chunks]
         return torch.stack(losses).sum() / len(user)
 

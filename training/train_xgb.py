@@ -11,9 +11,10 @@ import tyro
 import xgboost as xgb
 from rich.console import Console
 
-from handlers.models.xgb import ARCH_VERSION, BOOSTER_FILE, META_FILE
+from handlers.models.xgb import ARCH_VERSION, BOOSTER_FILE, META_FILE, TreeInputs
 from handlers.schema import Matrix
 from training import run
+from training.base_version import BaseVersion
 from training.engine.boosting import Rows, boost
 from training.engine.tree_parameters import (
     BoostConfig,
@@ -26,7 +27,11 @@ from training.metrics.curves import save_curves, save_loss
 from training.metrics.tables import metric_table
 from training.tasks.ranking.data import RankingConfig, load_ranking_data
 from training.tasks.ranking.evaluation import ListEvaluation, RankingEvaluation
-from training.tasks.ranking.target_encoding import fit_target_encodings, hide_categories
+from training.tasks.ranking.target_encoding import (
+    fit_target_encodings,
+    hide_categories,
+    keep_encodings,
+)
 from training.tasks.ranking.weights import WeightFlags
 
 
@@ -68,7 +73,7 @@ def evaluation(config: Config, columns: Sequence[str] = ()) -> RankingEvaluation
 
 def train(config: Config) -> Path:
     """Train, report and write the artifacts; return their folder."""
-    parameters = booster_parameters(config)
+    parameters, base = booster_parameters(config), _base(config)
     test = evaluation(config)
     statistics = run.check_data(test, [config.label], config)
     data = test.data
@@ -82,10 +87,11 @@ def train(config: Config) -> Path:
     inputs, encoded = fit_target_encodings(
         data.schema, train_matrix, labels["train"], weights["train"], config.seed
     )
+    before = TreeInputs.load(base.folder) if base else None
+    if before is not None:
+        encoded = keep_encodings(before, inputs, train_matrix, encoded)
     if config.normalize:
-        inputs.mean = np.nanmean(encoded, axis=0)
-        inputs.std = np.nanstd(encoded, axis=0).clip(1e-6)
-        encoded = (encoded - inputs.mean) / inputs.std
+        encoded = _standardize(inputs, encoded, before)
     parameters |= monotone_constraints(config.monotone, data.schema, encoded.shape[1])
     train_rows, valid_rows = (
         Rows(matrix, labels[split], groups=data.groups[split])
@@ -93,7 +99,8 @@ def train(config: Config) -> Path:
         else Rows(matrix, labels[split], weights[split])
         for split, matrix in (("train", encoded), ("valid", inputs(valid_matrix)))
     )
-    booster, history = boost(config, parameters, train_rows, valid_rows)
+    trees_before = base.file(BOOSTER_FILE, ARCH_VERSION) if base else None
+    booster, history = boost(config, parameters, train_rows, valid_rows, trees_before)
 
     def predict(matrix: Matrix) -> Any:
         return booster.predict(xgb.DMatrix(inputs(matrix)))
@@ -123,6 +130,32 @@ def train(config: Config) -> Path:
         else:
             save_curves(folder, history, labels["test"], results)
     return config.folder()
+
+
+def _standardize(inputs: TreeInputs, encoded: Matrix, before: TreeInputs | None) -> Matrix:
+    """Scale the columns, float32 [B, C + K]: those of an earlier version as it scaled them."""
+    mean, std = np.nanmean(encoded, axis=0), np.nanstd(encoded, axis=0).clip(1e-6)
+    if before is not None:
+        mean, std = np.asarray(before.mean), np.asarray(before.std)
+    inputs.mean, inputs.std = mean, std
+    scaled: Matrix = (encoded - mean) / std
+    return scaled
+
+
+def _base(config: Config) -> BaseVersion | None:
+    """Return the version whose trees come first.
+
+    Raises:
+        TrainingError: If it learned something else, or from other columns.
+    """
+    base = config.base()
+    if base is None:
+        return None
+    before = base.meta["hyperparameters"]
+    for name in ("objective", "normalize"):
+        if (was := before.get(name, getattr(Config, name))) != (now := getattr(config, name)):
+            raise TrainingError(f"--init-from: expected --{name} {was}, got {now}")
+    return base
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Self
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 import xgboost as xgb
 from tqdm import tqdm
 
@@ -16,7 +19,7 @@ from training.engine.launch import run_loop
 from training.engine.tree_parameters import BoostConfig
 from training.engine.worker import Worker
 
-# Trees between two checkpoints of several workers.
+# Trees between two checkpoints.
 CHECKPOINT_TREES = 50
 
 Array = npt.NDArray[np.float32]
@@ -71,7 +74,11 @@ class Rows:
 
 
 def boost(
-    config: BoostConfig, parameters: dict[str, Any], train: Rows, valid: Rows
+    config: BoostConfig,
+    parameters: dict[str, Any],
+    train: Rows,
+    valid: Rows,
+    base: Path | None = None,
 ) -> tuple[xgb.Booster, History]:
     """Boost until the validation metric stops improving; keep the trees up to the best round.
 
@@ -80,68 +87,94 @@ def boost(
         parameters: XGBoost's parameters.
         train: Rows to boost on.
         valid: Rows that select the number of trees.
+        base: A file of :meth:`xgboost.Booster.save_model` with trees to add to.
 
     Returns:
         The booster, which predicts on the CPU; and the metric after each round, by ``train`` and
         ``valid``.
     """
+    trees = base.read_bytes() if base else None
     n = config.n_workers
-    parts = (rows.sorted_by_group().shares(n) for rows in (train, valid))
-    jobs = [_Job(config, parameters, *share) for share in zip(*parts, strict=True)]
+    train_shares, valid_shares = (r.sorted_by_group().shares(n) for r in (train, valid))
+    jobs = [
+        _Job(config, parameters, train_share, valid_share, trees)
+        for train_share, valid_share in zip(train_shares, valid_shares, strict=True)
+    ]
     booster, history = run_loop("xgboost", _boost, config, jobs)
-    best = booster[: booster.best_iteration + 1]
+    n_before = booster.num_boosted_rounds() - len(history["valid"])
+    best = booster[: n_before + _best_round(config, history["valid"]) + 1]
     best.set_param({"device": "cpu"})
     return best, history
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A worker's share of the rows."""
+    """A worker's share of the rows, and the booster to add trees to."""
 
     config: BoostConfig
     parameters: dict[str, Any]
     train: Rows
     valid: Rows
+    base: bytes | None = None
 
 
 def _boost(job: _Job, worker: Worker) -> tuple[xgb.Booster, History]:
     """Boost on a worker's rows; XGBoost adds up the statistics of all workers."""
-    config, parameters = job.config, job.parameters
-    is_local = config.engine == "local"
+    config, trees = job.config, job.base
     train_data = xgb.QuantileDMatrix(
-        MatrixBatches(job.train.batches(config.batch_size)), max_bin=parameters["max_bin"]
+        MatrixBatches(job.train.batches(config.batch_size)), max_bin=job.parameters["max_bin"]
     )
     valid_data = xgb.QuantileDMatrix(
         MatrixBatches(job.valid.batches(config.batch_size)), ref=train_data
     )
-    state = worker.saved() or {
-        "booster": None,
-        "history": {"train": [], "valid": []},
-        "stopping": xgb.callback.EarlyStopping(rounds=config.patience, maximize=config.ranks),
-    }
-    history, stopping = state["history"], state["stopping"]
-    with TreeProgress(config.epochs, config.metric) as progress:
-        while (n_done := len(history["valid"])) < config.epochs:
-            if stopping.current_rounds >= config.patience:
-                break
-            n_rounds = config.epochs - n_done
-            losses: dict[str, dict[str, list[float]]] = {}
-            state["booster"] = xgb.train(
-                # A seed of its own for each part, or the parts would draw the same subsamples.
-                {**parameters, "seed": parameters["seed"] + n_done},
-                train_data,
-                num_boost_round=n_rounds if is_local else min(n_rounds, CHECKPOINT_TREES),
-                evals=[(train_data, "train"), (valid_data, "valid")],
-                evals_result=losses,
-                verbose_eval=False,
-                callbacks=[progress, stopping],
-                xgb_model=state["booster"],
-            )
-            for split, values in losses.items():
-                history[split] += values[config.metric]
-            score = f"valid {config.metric} {history['valid'][-1]:.4f}"
-            worker.save(state | {"summary": f"{len(history['valid'])} trees, {score}"})
-    return state["booster"], history
+    history: History = {"train": [], "valid": []}
+    if state := worker.saved():
+        history, trees = state["history"], state["booster"].numpy().tobytes()
+    scores = history["valid"]
+    # A seed of its own for each tree, or those after a checkpoint would draw other subsamples.
+    booster = xgb.Booster(
+        {**job.parameters, "seed_per_iteration": True},
+        [train_data, valid_data],
+        model_file=bytearray(trees) if trees else None,
+    )
+    n_before = booster.num_boosted_rounds() - len(scores)
+    with tqdm(
+        total=config.epochs, initial=len(scores), unit="tree", disable=None, leave=False
+    ) as bar:
+        while len(scores) < config.epochs and not _stalled(config, scores):
+            booster.update(train_data, n_before + len(scores))
+            evaluated = booster.eval_set([(train_data, "train"), (valid_data, "valid")])
+            for split, score in re.findall(r"(train|valid)-[^:\s]+:(\S+)", evaluated):
+                history[split].append(float(score))
+            score = f"valid {config.metric} {scores[-1]:.4f}"
+            bar.update()
+            bar.set_description(score)
+            if len(scores) % CHECKPOINT_TREES == 0:
+                saved = torch.frombuffer(booster.save_raw(), dtype=torch.uint8)
+                summary = f"{len(scores)} trees, {score}"
+                worker.save({"summary": summary, "history": history, "booster": saved})
+                _renew_updaters(booster, job.parameters["tree_method"])
+    return booster, history
+
+
+def _renew_updaters(booster: xgb.Booster, tree_method: str) -> None:
+    """Let a booster start its next tree as one that was loaded from a checkpoint.
+
+    What grows the trees draws a random number before its first one. XGBoost replaces it when the
+    tree method changes, and keeps the predictions so far.
+    """
+    for method in ("approx" if tree_method == "hist" else "hist", tree_method):
+        booster.set_param({"tree_method": method})
+        booster.save_config()  # applies the parameter
+
+
+def _best_round(config: BoostConfig, scores: Sequence[float]) -> int:
+    return scores.index(max(scores) if config.ranks else min(scores))
+
+
+def _stalled(config: BoostConfig, scores: Sequence[float]) -> bool:
+    """Return whether none of the last ``patience`` scores is the best."""
+    return bool(scores) and len(scores) - 1 - _best_round(config, scores) >= config.patience
 
 
 class MatrixBatches(xgb.DataIter):
@@ -168,28 +201,3 @@ class MatrixBatches(xgb.DataIter):
     def reset(self) -> None:
         """Start again from the first batch."""
         self._next = 0
-
-
-class TreeProgress(xgb.callback.TrainingCallback):
-    """Progress bar over the rounds, shown on a terminal only."""
-
-    def __init__(self, rounds: int, metric: str) -> None:
-        super().__init__()
-        self._bar = tqdm(total=rounds, unit="tree", disable=None, leave=False)
-        self._metric = metric
-
-    def __enter__(self) -> Self:
-        """Start the bar."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Remove the bar."""
-        self._bar.close()
-
-    def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
-        """Advance the bar by one tree; never stops the training."""
-        self._bar.update()
-        self._bar.set_description(
-            f"valid {self._metric} {evals_log['valid'][self._metric][-1]:.4f}"
-        )
-        return False

@@ -42,6 +42,32 @@ def unfinished_versions(folder: Path) -> list[str]:
     return [path.parent.name[1 : -len(".checkpoint")] for path in paths]
 
 
+def version_to_resume(folder: Path, version: str) -> str:
+    """Return the version of the run to continue.
+
+    Args:
+        folder: The folder of all versions of the model.
+        version: The version that was asked for; empty for the latest one.
+
+    Raises:
+        TrainingError: If there is no such run.
+    """
+    known = unfinished_versions(folder)
+    if not known or (version and version not in known):
+        listed = f"; it has {', '.join(known)}" if known else ""
+        of_version = f" of version {version}" if version else ""
+        raise TrainingError(f"--resume: {folder} has no unfinished run{of_version}{listed}")
+    if not version:
+        logger.info("--resume: continues version %s, the latest unfinished one", known[-1])
+    return version or known[-1]
+
+
+def how_to_resume(folder: Path, version: str) -> str:
+    """Return the end of a message about a run that was interrupted; empty without checkpoints."""
+    can_resume = version in unfinished_versions(folder)
+    return f"; to continue, add: --resume --version {version}" if can_resume else ""
+
+
 class Checkpoints:
     """The checkpoints of one run.
 

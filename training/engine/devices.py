@@ -1,4 +1,4 @@
-"""The device that a run trains on: ``--device``."""
+"""What a run trains on: ``--device``, and the other flags of the engine that must agree with it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,31 @@ from torch import Tensor
 from training.engine.worker import EngineConfig, TrainingError
 
 
-def check_device(config: EngineConfig, library: str) -> None:
-    """Check that a library can train on the device of a run.
+def check_engine(config: EngineConfig, library: str) -> None:
+    """Check that a library can train as the flags say.
 
     Args:
         config: The device and the engine.
-        library: The library that trains the model; all but torch and xgboost train on CPUs.
+        library: The library that trains the model; all but torch and xgboost train on the CPUs of
+            one machine.
 
     Raises:
         TrainingError: If it cannot; the message says what to do.
     """
+    if config.engine != "local" and library not in ("torch", "xgboost"):
+        raise TrainingError(
+            f"--engine {config.engine}: {library} trains this model, on one machine only; leave "
+            "the flag out"
+        )
+    if config.engine != "local" and config.resume:
+        raise TrainingError(
+            f"--resume: expected --engine local, got {config.engine}, whose workers continue on "
+            "their own as long as this command runs"
+        )
+    _check_device(config, library)
+
+
+def _check_device(config: EngineConfig, library: str) -> None:
     if config.device == "cpu":
         return
     flag = f"--device {config.device}"

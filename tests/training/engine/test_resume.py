@@ -18,7 +18,7 @@ import pytest
 from archive import catalog
 from serving.testing import ROOT
 from tests.examples import Example, module, train
-from training.engine import checkpoints
+from training.engine import boosting, checkpoints
 from training.engine.checkpoints import Checkpoints, checkpoint_folder
 from training.run import INTERRUPTED
 from training.tasks.ranking.world import impressions
@@ -97,6 +97,24 @@ def test_a_resumed_run_writes_the_same_files(
     assert "resumed after epoch 2" in caplog.text
     assert learned(folder) == learned(artifact_folder(example))
     assert not checkpoint_folder(folder).exists()
+
+
+def test_resumed_trees_are_the_same(
+    flags: list[str],
+    tmp_path: Path,
+    interrupt: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(boosting, "CHECKPOINT_TREES", 10)
+    flags = [*flags, "--epochs", "35", "--version"]
+    interrupt(2)
+    assert train("xgb", *flags, "resumed") == INTERRUPTED
+    assert train("xgb", *flags, "resumed", "--resume") == 0
+    assert "resumed after 20 trees" in caplog.text
+    assert train("xgb", *flags, "whole") == 0
+    root = tmp_path / "artifacts" / "xgb"
+    assert learned(root / "resumed") == learned(root / "whole")
 
 
 def test_a_process_that_was_killed_resumes(flags: list[str], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import xgboost as xgb
 
 from handlers.feature import FIRST_TOKEN_INDEX, OOV_INDEX, Feature
 from handlers.models.deepfm import WEIGHTS_FILE, DeepFM
@@ -19,6 +20,7 @@ from handlers.models.layers import RankingNetwork
 from handlers.models.mmoe import MMoE
 from handlers.models.text import TokenBags
 from handlers.models.two_tower import TwoTower
+from handlers.models.xgb import BOOSTER_FILE, TreeInputs
 from handlers.models.youtube_dnn import YouTubeDNN
 from handlers.schema import VOCABULARIES_FILE, FeatureSchema
 from tests.examples import load_handler, predict, train
@@ -89,6 +91,46 @@ def test_a_warm_start_is_better_than_a_cold_one_and_old_tokens_keep_their_index(
     assert meta["hyperparameters"]["init_from"] == "v1"
     rows = [{"user": user, "item": 50, "price": 7.0} for user in (0, 199, 1000)]
     assert len(set(predict(load_handler("deepfm", root / "warm"), rows))) == 3
+
+
+@pytest.mark.parametrize("scaled", [[], ["--normalize"]], ids=["plain", "scaled"])
+def test_trees_are_added_to_those_of_the_version(places: list[str], scaled: list[str]) -> None:
+    new, base = [*FLAGS[:4], *places, *scaled, "--epochs", "20"], "v1"
+    root = Path(places[1]) / "xgb"
+    if scaled:
+        base = "scaled"
+        old = ["--data-path", str(root.parents[1] / "old.csv"), "--version", base]
+        assert train("xgb", *new, *old, "--epochs", "60") == 0
+    assert train("xgb", *new, "--version", "cold") == 0
+    assert train("xgb", *new, "--version", "warm", "--init-from", base) == 0
+    loss = {v: artifacts.read_meta(root / v)["metrics"]["logloss"] for v in ("cold", "warm")}
+    assert loss["warm"] < 0.97 * loss["cold"]
+    trees = {v: xgb.Booster(model_file=root / v / BOOSTER_FILE) for v in (base, "warm")}
+    n_before = trees[base].num_boosted_rounds()
+    assert n_before < trees["warm"].num_boosted_rounds() <= n_before + 20
+    assert trees["warm"][:n_before].get_dump() == trees[base].get_dump()
+    before, now = (TreeInputs.load(root / version).encodings for version in (base, "warm"))
+    for column, table in before.items():
+        seen = table[:, 1] > 0
+        assert np.array_equal(now[column][: len(table)][seen], table[seen])
+        assert len(now[column]) > len(table)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--normalize"], "--init-from: expected --normalize False, got True"),
+        (
+            ["--objective", "rank:ndcg", "--group", "user"],
+            "--init-from: expected --objective binary:logistic, got rank:ndcg",
+        ),
+    ],
+)
+def test_trees_that_learned_something_else_are_refused(
+    places: list[str], flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("xgb", *FLAGS[:4], *places, *flags, "--init-from", "v1") == 1
+    assert message in capsys.readouterr().err
 
 
 def test_a_folder_is_as_good_as_a_version(places: list[str], tmp_path: Path) -> None:

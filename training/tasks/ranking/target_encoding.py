@@ -103,3 +103,34 @@ def hide_categories(
         index = matrix[rows[lost], part]
         matrix[rows[lost], part] = np.where(index == MISSING_INDEX, index, OOV_INDEX)
     return matrix
+
+
+def keep_encodings(
+    before: TreeInputs, inputs: TreeInputs, matrix: Matrix, encoded: Matrix
+) -> Matrix:
+    """Keep the encodings of an earlier version, which its trees split on.
+
+    Indices that it had no rows of get those of this version.
+
+    Args:
+        before: The inputs of the earlier version, whose vocabularies come first.
+        inputs: The inputs of this one, changed in place.
+        matrix: Training split, float32 [B, C].
+        encoded: The same with encodings of this version, float32 [B, C + K].
+
+    Returns:
+        The training matrix with the encodings to train on, float32 [B, C + K].
+    """
+    encoded, tables = encoded.copy(), dict(inputs.encodings)
+    for k, (column, old) in enumerate(before.encodings.items()):
+        is_kept = np.zeros(len(tables[column]), dtype=bool)
+        is_kept[: len(old)] = old[:, 1] > 0
+        table = tables[column].copy()
+        table[is_kept] = old[old[:, 1] > 0]
+        tables[column] = table
+        index = matrix[:, column].astype(np.int64)
+        rows = np.flatnonzero(is_kept[index])
+        encoded[rows, column] = table[index[rows], 0]
+        encoded[rows, matrix.shape[1] + k] = table[index[rows], 1]
+    inputs.encodings = tables
+    return encoded
