@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.linalg import vecdot
 
 from handlers.feature import Cardinality
-from handlers.models.layers import FeatureInputs, RankingNetwork, feed_forward
+from handlers.models.inputs import FeatureInputs
+from handlers.models.layers import RankingNetwork, feed_forward
 
 ARCH_VERSION = 2
 META_FILE = "deepfm_feature_meta.json"
@@ -27,11 +28,11 @@ class DeepFM(RankingNetwork):
     """The sum of a linear model, a factorization machine and a feed-forward network.
 
     Args:
-        cardinalities: As for :class:`handlers.models.layers.FeatureInputs`.
+        cardinalities: As for :class:`handlers.models.inputs.FeatureInputs`.
         embedding_dim: D, shared by the factorization machine and the deep part.
         hidden: Widths of the deep part.
         dropout: Share of hidden units dropped in training.
-        inputs: Further arguments of :class:`handlers.models.layers.FeatureInputs`.
+        inputs: Further arguments of :class:`handlers.models.inputs.FeatureInputs`.
     """
 
     def __init__(

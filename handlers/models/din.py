@@ -19,7 +19,8 @@ from torch.linalg import vecdot
 from torch.nn.functional import silu
 
 from handlers.feature import Cardinality
-from handlers.models.layers import FeatureInputs, RankingNetwork, feed_forward
+from handlers.models.inputs import FeatureInputs
+from handlers.models.layers import RankingNetwork, feed_forward
 
 ARCH_VERSION = 1
 META_FILE = "din_feature_meta.json"
@@ -64,12 +65,12 @@ class DIN(RankingNetwork):
     """DeepFM with a field for the user's interest in the target item.
 
     Args:
-        cardinalities: As for :class:`handlers.models.layers.FeatureInputs`.
+        cardinalities: As for :class:`handlers.models.inputs.FeatureInputs`.
         embedding_dim: D.
         hidden: Widths of the deep part.
         attention_dim: H; 0 for a network that does not read the history.
         dropout: Share of hidden units dropped in training.
-        inputs: Further arguments of :class:`handlers.models.layers.FeatureInputs`.
+        inputs: Further arguments of :class:`handlers.models.inputs.FeatureInputs`.
     """
 
     def __init__(

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from handlers.feature import Cardinality
-from handlers.models.layers import FeatureInputs, RankingNetwork, feed_forward
+from handlers.models.inputs import FeatureInputs
+from handlers.models.layers import RankingNetwork, feed_forward
 
 ARCH_VERSION = 2
 META_FILE = "mmoe_feature_meta.json"
@@ -29,14 +30,14 @@ class MMoE(RankingNetwork):
     """Experts that all tasks share, and for each task a gate that weights them and a tower.
 
     Args:
-        cardinalities: As for :class:`handlers.models.layers.FeatureInputs`.
+        cardinalities: As for :class:`handlers.models.inputs.FeatureInputs`.
         target_means: For each task, the mean of its amounts in training, or 0 if it is binary.
         embedding_dim: Width of an embedding.
         n_experts: E.
         expert_hidden: Widths of an expert's layers; the last is H.
         tower_hidden: Widths of a tower's hidden layers.
         dropout: Share of hidden units dropped in training.
-        inputs: Further arguments of :class:`handlers.models.layers.FeatureInputs`.
+        inputs: Further arguments of :class:`handlers.models.inputs.FeatureInputs`.
     """
 
     is_amount: Tensor

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from handlers.feature import FIRST_TOKEN_INDEX, MISSING_INDEX, Cardinality
+from handlers.models.inputs import FeatureInputs
 from handlers.models.layers import (
-    FeatureInputs,
     RetrievalNetwork,
     feed_forward,
     initial_log_temperature,
@@ -36,7 +36,7 @@ class YouTubeDNN(RetrievalNetwork):
     """Embeds users by their features and their history of items.
 
     Args:
-        cardinalities: As for :class:`handlers.models.layers.FeatureInputs`.
+        cardinalities: As for :class:`handlers.models.inputs.FeatureInputs`.
         n_items: N.
         embedding_dim: D.
         feature_dim: Width of the embedding of one user feature.

@@ -14,7 +14,7 @@ import torch
 
 from archive import catalog
 from handlers.feature import MISSING_INDEX, OOV_INDEX
-from handlers.models.layers import FeatureInputs
+from handlers.models.inputs import FeatureInputs
 from handlers.request_rows import HISTORY_KEY, QUERY_FEATURES_KEY, USER_FEATURES_KEY
 from serving.testing import numbers
 from tests.examples import close, load_handler, predict, train

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from handlers.feature import MISSING_INDEX, OOV_INDEX
-from handlers.models.layers import FeatureInputs, RankingNetwork
+from handlers.models.inputs import FeatureInputs
+from handlers.models.layers import RankingNetwork
 from training.bounds import Count, LearningRate, Seed, Weight
 from training.engine.launch import run_loop
 from training.engine.warm_start import start_from

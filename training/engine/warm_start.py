@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from handlers.feature import OOV_INDEX
-from handlers.models.layers import FeatureInputs
+from handlers.models.inputs import FeatureInputs
 from training.engine.worker import TrainingError
 
 # Arguments of a network's constructor that follow from the data.

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from handlers.deepfm_handler import DeepFMHandler
-from handlers.models.layers import FeatureInputs
+from handlers.models.inputs import FeatureInputs
 from tests.examples import train
 from training import artifacts
 

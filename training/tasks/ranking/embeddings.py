@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from handlers.feature import FIRST_TOKEN_INDEX, Feature
-from handlers.models.layers import FeatureInputs
+from handlers.models.inputs import FeatureInputs
 from handlers.schema import FeatureSchema
 from training.data.feature_flags import EventFlags, split_names
 from training.data.sources import DataError
