@@ -142,9 +142,8 @@ def fit(network: TwoTower, data: RetrievalData, config: Config) -> History:
     passed = data.hard_negatives
     starts, counts, negatives = tensors(device, passed.starts, passed.counts, passed.items)
     negatives = pad(negatives, (0, 1))  # a place for users without hard negatives to point to
-    id_columns = [
-        i for i, f in enumerate(data.item_schema.column_features) if f.name == config.item_id
-    ]
+    features = data.item_schema.column_features
+    id_columns = [i for i, f in enumerate(features) if f.name == config.item_id]
     frequency = torch.from_numpy(data.counts / data.counts.sum()).float().to(device)
 
     def embed_items(items: Tensor) -> Tensor:
@@ -166,9 +165,8 @@ def fit(network: TwoTower, data: RetrievalData, config: Config) -> History:
         duplicate[diagonal, diagonal] = False
         logits = logits.masked_fill(duplicate, -torch.inf)
         # A hard negative is the candidate of one user only: it needs no logQ correction.
-        hard = negatives[
-            starts[index] + (torch.rand(len(index), device=device) * counts[index]).long()
-        ]
+        drawn = (torch.rand(len(index), device=device) * counts[index]).long()
+        hard = negatives[starts[index] + drawn]
         hard_logits = (user * embed_items(hard)).sum(1) / network.temperature  # [B]
         hard_logits = hard_logits.masked_fill((counts[index] == 0) | (hard == own), -torch.inf)
         return cross_entropy(torch.cat([logits, hard_logits[:, None]], dim=1), diagonal)
