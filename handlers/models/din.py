@@ -41,6 +41,9 @@ class TargetAttention(nn.Module):
         self.of_product = nn.Parameter(torch.randn(dim, hidden) * dim**-0.5)
         self.of_target = nn.Linear(dim, hidden)
         self.head = nn.Linear(hidden, 1)
+        # Weights start near 1: the sum of the items gives their vectors a gradient from the first
+        # step on. From weights near 0, training can take any number of epochs to leave the start.
+        nn.init.ones_(self.head.bias)
 
     def forward(self, items: Tensor, target: Tensor, is_item: Tensor) -> Tensor:
         """Compute the interest in the target.

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy.special import expit
 
@@ -20,15 +21,17 @@ from training.tasks.ranking.world import World
 BEHAVIOR_ROWS: Mapping[str, int] = {"train": 100_000, "valid": 10_000, "test": 50_000}
 MAX_HISTORY = 50
 
-_N_USERS = 2_000
-_N_CATEGORIES = 40
-_N_ITEMS = 25 * _N_CATEGORIES
+Integers = npt.NDArray[np.int64]
+
+_N_CATEGORIES = 20
 _N_INTERESTS = 3
 _STEP_S = 3 * 3600
 _START = 1_790_000_000
 
 
-def behaviors(n: int, seed: int, n_users: int = _N_USERS) -> tuple[pd.DataFrame, pd.DataFrame]:
+def behaviors(
+    n: int, seed: int, n_users: int = 2_000, items_per_category: int = 10
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Draw a log of impressions with clicks, oldest first.
 
     In each step of three hours, every user looks at an item, and gets an impression of another.
@@ -37,6 +40,7 @@ def behaviors(n: int, seed: int, n_users: int = _N_USERS) -> tuple[pd.DataFrame,
         n: Number of rows.
         seed: Seed of the draw.
         n_users: Number of users.
+        items_per_category: Number of items in each of 20 categories.
 
     Returns:
         The inputs and the truth, n rows each. The inputs are `user_id`, `item_id`, `item_price`,
@@ -44,17 +48,18 @@ def behaviors(n: int, seed: int, n_users: int = _N_USERS) -> tuple[pd.DataFrame,
         latest last, and `label` (0 or 1). The truth has the expectation of the label.
     """
     rng = np.random.default_rng(seed)
-    ids = rng.permutation(_N_ITEMS) + 1  # by number of the item, whose category is its remainder
-    appeal, activity = rng.normal(0, 0.4, _N_ITEMS), rng.normal(0, 0.4, n_users)
+    n_items = items_per_category * _N_CATEGORIES
+    ids = rng.permutation(n_items) + 1  # by number of the item, whose category is its remainder
+    appeal, activity = rng.normal(0, 0.4, n_items), rng.normal(0, 0.4, n_users)
     interests = rng.integers(_N_CATEGORIES, size=(n_users, _N_INTERESTS))
     users = np.arange(n_users)
 
-    def draw(share_of_interests: float) -> np.ndarray:
+    def draw(share_of_interests: float) -> Integers:
         """Draw an item for each user, int64 [U]."""
         wanted = interests[users, rng.integers(_N_INTERESTS, size=n_users)]
         other = rng.integers(_N_CATEGORIES, size=n_users)
         category = np.where(rng.random(n_users) < share_of_interests, wanted, other)
-        rank = rng.integers(_N_ITEMS // _N_CATEGORIES, size=n_users)
+        rank = rng.integers(items_per_category, size=n_users)
         return rank * _N_CATEGORIES + category
 
     n_seen = rng.integers(MAX_HISTORY + 1, size=n_users)
@@ -68,11 +73,11 @@ def behaviors(n: int, seed: int, n_users: int = _N_USERS) -> tuple[pd.DataFrame,
         seen = np.column_stack([seen[:, 1:], draw(0.8)])
         n_seen = np.minimum(n_seen + 1, MAX_HISTORY)
         item, price = draw(0.5), rng.lognormal(4, 0.8, n_users).round(2)
-        time = _START + step * _STEP_S + np.sort(rng.integers(_STEP_S, size=n_users))
+        time = _START + step * _STEP_S + rng.integers(_STEP_S, size=n_users)
         is_seen = np.arange(MAX_HISTORY) >= MAX_HISTORY - n_seen[:, None]
         same = is_seen & (seen % _N_CATEGORIES == item[:, None] % _N_CATEGORIES)
         probability = expit(
-            -2.3
+            -2.8
             + 1.2 * np.log1p(same.sum(axis=1))
             + appeal[item]
             + activity
@@ -92,7 +97,7 @@ def behaviors(n: int, seed: int, n_users: int = _N_USERS) -> tuple[pd.DataFrame,
                     "label": (rng.random(n_users) < probability).astype(np.int64),
                     "truth": probability,
                 }
-            ).sample(frac=1, random_state=rng)
+            ).sort_values("event_time", kind="stable")
         )
     log = pd.concat(frames, ignore_index=True)[:n]
     return log.drop(columns="truth"), log[["truth"]].rename(columns={"truth": "label"})
