@@ -147,12 +147,16 @@ def to_lists(values: Collection[Any], separator: str) -> TokenLists:
     lists: list[Sequence[Token | None]] = []
     list_of = []
     previous: Any = values  # is no value
+    all_small: bool | None = None
     for value in values:
-        # The rows of a request often share a list. Comparing it takes a tenth of encoding it. A
-        # large float is equal to an integer, but is no id.
-        if not (isinstance(value, list) and value == previous and float not in map(type, value)):
+        # The rows of a request often share a list. Comparing it takes a tenth of encoding it.
+        is_equal = isinstance(value, list) and value == previous
+        if is_equal and all_small is None:
+            all_small = not any(isinstance(x, int) and abs(x) > MAX_EXACT for x in previous)
+        # A large float is equal to an integer, but is no id.
+        if not is_equal or not (all_small or float not in map(type, value)):
             lists.append(_split(value, separator))
-            previous = value
+            previous, all_small = value, None
         list_of.append(len(lists) - 1)
     tokens = [token for tokens in lists for token in tokens]
     return TokenLists(

@@ -1,8 +1,9 @@
 """Deep Interest Network (Zhou et al., 2018, arXiv:1706.06978), on top of DeepFM.
 
-It differs from the paper in three ways. The network around the interest is DeepFM, so the interest
-also takes part in the pairwise products. The activation unit has SiLU instead of Dice, and a linear
-layer over the product of item and target instead of their outer product.
+It differs from the paper in four ways. The network around the interest is DeepFM, so the interest
+also takes part in the pairwise products. The activation unit has SiLU instead of Dice, and the
+products of the components of item and target instead of their outer product. The weighted sum is
+divided by the root of the number of items, which keeps its scale for short and long histories.
 
 Shapes: B instances, C matrix columns, F fields, D embedding dim, L items of a history, E dim of an
 item: D, or 2 D if items are hashed; H hidden width of the attention.
@@ -41,7 +42,7 @@ class TargetAttention(nn.Module):
         self.of_product = nn.Parameter(torch.randn(dim, hidden) * dim**-0.5)
         self.of_target = nn.Linear(dim, hidden)
         self.head = nn.Linear(hidden, 1)
-        # Weights start near 1: the sum of the items gives their vectors a gradient from the first
+        # With equal weights at the start, the vectors of the items get a gradient from the first
         # step on. From weights near 0, training can take any number of epochs to leave the start.
         nn.init.ones_(self.head.bias)
 
@@ -61,7 +62,8 @@ class TargetAttention(nn.Module):
         layer = torch.addcmul(self.of_item, target.unsqueeze(2), self.of_product)  # [B, E, H]
         hidden = silu(torch.baddbmm(self.of_target(target).unsqueeze(1), items, layer))
         weights = self.head(hidden).squeeze(2) * is_item  # [B, L]
-        return torch.bmm(weights.unsqueeze(1), items).squeeze(1)
+        interest = torch.bmm(weights.unsqueeze(1), items).squeeze(1)
+        return interest * is_item.sum(1, keepdim=True).clamp_min(1).rsqrt()
 
 
 class DIN(RankingNetwork):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding, embedding_bag
 
 from handlers.feature import MISSING_INDEX, Cardinality
 
@@ -40,11 +40,13 @@ class History(NamedTuple):
 
     Attributes:
         columns: The columns; 0 after the last token.
+        offset: First row of the tokens in the table.
         field: Position of the category among the embedded fields.
         category: Position of the category among the categories.
     """
 
     columns: slice
+    offset: int
     field: int
     category: int
 
@@ -112,7 +114,9 @@ class FeatureInputs(nn.Module):
             )
         ]
         self.histories = [
-            History(slice(start, start + entry[1]), n + category, category)
+            History(
+                slice(start, start + entry[1]), int(offsets[n + category]), n + category, category
+            )
             for start, entry in columns
             if len(entry) == 3
             for category in [self.categories.index(entry[2])]
@@ -211,14 +215,24 @@ class FeatureInputs(nn.Module):
             of histories, and whether there is an item, bool [B, L].
         """
         items, targets = [], []
+        is_item = matrix[:, self.histories[0].columns] != MISSING_INDEX
+        # A recorded network must work for any batch; others read up to the longest history.
+        if not torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+            is_item = is_item[:, : int(is_item.sum(1).max())]
         for history in self.histories:
-            index = matrix[:, history.columns].long()  # [B, L]
-            vectors = self.embedding(index + self.offsets[history.field])
+            index = matrix[:, history.columns][:, : is_item.shape[1]].long()  # [B, L]
+            vectors = embedding(
+                index + history.offset,
+                self.embedding.weight,
+                # Leaving the padding out of the gradient saves time.
+                padding_idx=history.offset + MISSING_INDEX,
+            )
             if (key := str(history.category)) in self.pretrained:
                 vectors = vectors + self.pretrained[key](index)
             items.append(vectors)
             targets.append(fields[:, history.field])
-        is_item = matrix[:, self.histories[0].columns] != MISSING_INDEX
+        if len(items) == 1:
+            return items[0], targets[0], is_item
         return torch.cat(items, dim=2), torch.cat(targets, dim=1), is_item
 
     def _with_pretrained(self, vectors: Tensor, categories: Tensor) -> Tensor:
