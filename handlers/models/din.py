@@ -50,9 +50,9 @@ class TargetAttention(nn.Module):
         """Compute the interest in the target.
 
         Args:
-            items: Items of each history, float32 [B, L, E].
+            items: Items of each history, float32 [B, L, E]; or of one that all share, [1, L, E].
             target: Target items, float32 [B, E].
-            is_item: Whether there is an item, bool [B, L].
+            is_item: Whether there is an item, bool [B, L] or [1, L].
 
         Returns:
             float32 [B, E]; 0 without items.
@@ -60,6 +60,7 @@ class TargetAttention(nn.Module):
         # The layer over item, product and target as one matrix for each target: concatenating
         # the three takes several times as long.
         layer = torch.addcmul(self.of_item, target.unsqueeze(2), self.of_product)  # [B, E, H]
+        items = items.expand(target.shape[0], -1, -1)
         hidden = silu(torch.baddbmm(self.of_target(target).unsqueeze(1), items, layer))
         weights = self.head(hidden).squeeze(2) * is_item  # [B, L]
         interest = torch.bmm(weights.unsqueeze(1), items).squeeze(1)
@@ -107,18 +108,20 @@ class DIN(RankingNetwork):
         self.deep = feed_forward(n_numbers + n_fields * embedding_dim, hidden, dropout)
         self.head = nn.Linear(hidden[-1], 1)
 
-    def forward(self, matrix: Tensor) -> Tensor:
+    def forward(self, matrix: Tensor, one_history: bool = False) -> Tensor:
         """Score a batch.
 
         Args:
             matrix: Raw feature values, float32 [B, C]; standardization happens inside.
+            one_history: Whether all instances have the history of the first one, which saves time.
 
         Returns:
             Click logits, float32 [B]; apply sigmoid for probability.
         """
         z, fields = self.inputs(matrix)  # [B, N], [B, F, D]
         if self.attention is not None:
-            interest = self.attention(*self.inputs.embed_history(matrix, fields))  # [B, E]
+            histories = matrix[:1] if one_history else matrix
+            interest = self.attention(*self.inputs.embed_history(histories, fields))  # [B, E]
             fields = torch.cat([fields, interest.unflatten(1, (-1, fields.shape[2]))], dim=1)
         total, vectors = fields.sum(1), fields.flatten(1)  # [B, D], [B, F * D]
         pairs = 0.5 * (vecdot(total, total) - vecdot(vectors, vectors))  # [B]

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pydantic
 from pandas.api.types import is_numeric_dtype
 from rich import box
@@ -245,7 +246,7 @@ def _describe(column: pd.Series[Any]) -> ColumnStatistics:
     tokens: tuple[str, ...] = ()
     span = None
     if not is_numeric_dtype(column):
-        tokens = tuple(_tokens(present).value_counts().index[:N_TOKENS])
+        tokens = tuple(_token_counts(present).index[:N_TOKENS])
     elif len(present):
         levels = np.arange(1, N_BINS) / N_BINS
         quantiles = np.unique(np.quantile(present, levels, method="lower"))
@@ -260,22 +261,27 @@ def _describe(column: pd.Series[Any]) -> ColumnStatistics:
 
 def _shares(present: pd.Series[Any], bounds: Sequence[float], tokens: Sequence[str]) -> Shares:
     """Compute the share of each bin, float64 [bins]."""
+    n_bins = len(bounds or tokens) + 1
     if tokens:
-        present = _tokens(present)
-        index = pd.Index(tokens).get_indexer(pd.Index(present))
-        index = np.where(index < 0, len(tokens), index)
+        found = _token_counts(present)
+        index = pd.Index(tokens).get_indexer(found.index)
+        counts = np.bincount(np.where(index < 0, len(tokens), index), found, minlength=n_bins)
     else:
         index = np.searchsorted(np.array(bounds, dtype=np.float32), present.to_numpy())
-    counts = np.bincount(index, minlength=len(bounds or tokens) + 1)
-    shares: Shares = counts / len(present)
+        counts = np.bincount(index, minlength=n_bins)
+    shares: Shares = counts / counts.sum()
     return shares
 
 
-def _tokens(present: pd.Series[Any]) -> pd.Series[Any]:
-    """Return the tokens of categories or of lists."""
-    if not present.str.contains(LIST_SEPARATOR, regex=False).any():
-        return present
-    return present.str.split(LIST_SEPARATOR, regex=False).explode()
+def _token_counts(present: pd.Series[Any]) -> pd.Series[int]:
+    """Count the tokens of categories or of lists, most frequent first."""
+    # With Arrow, the tokens of a million lists take a tenth of the memory.
+    column = pa.array(present, pa.large_string())
+    if isinstance(column, pa.ChunkedArray):  # as pandas holds what was read in batches
+        column = column.combine_chunks()
+    counted = pc.value_counts(pc.list_flatten(pc.split_pattern(column, LIST_SEPARATOR)))
+    counts = pd.Series(counted.field("counts").to_numpy(), counted.field("values").to_pylist())
+    return counts.sort_values(ascending=False, kind="stable")
 
 
 def _sample(frame: pd.DataFrame) -> pd.DataFrame:
