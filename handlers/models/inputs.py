@@ -217,7 +217,7 @@ class FeatureInputs(nn.Module):
         items, targets = [], []
         is_item = matrix[:, self.histories[0].columns] != MISSING_INDEX
         # A recorded network must work for any batch; others read up to the longest history.
-        if not torch.jit.is_tracing():  # type: ignore[attr-defined]
+        if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             is_item = is_item[:, : int(is_item.sum(1).max())]
         for history in self.histories:
             index = matrix[:, history.columns][:, : is_item.shape[1]].long()  # [B, L]
