@@ -136,11 +136,9 @@ class FeatureInputs(nn.Module):
         )
 
     @property
-    def list_columns(self) -> list[int]:
-        """Matrix columns of all lists and histories."""
-        lists = [part.columns for part in self.lists]
-        lists += [part.columns for part in self.histories]
-        return [column for columns in lists for column in range(columns.start, columns.stop)]
+    def list_columns(self) -> list[slice]:
+        """Matrix columns of each list and history."""
+        return [part.columns for part in (*self.lists, *self.histories)]
 
     def set_pretrained(self, column: int, vectors: Tensor) -> None:
         """Set the fixed vectors of a category.
@@ -215,12 +213,8 @@ class FeatureInputs(nn.Module):
             of histories, and whether there is an item, bool [B, L].
         """
         items, targets = [], []
-        is_item = matrix[:, self.histories[0].columns] != MISSING_INDEX
-        # A recorded network must work for any batch; others read up to the longest history.
-        if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-            is_item = is_item[:, : int(is_item.sum(1).max())]
         for history in self.histories:
-            index = matrix[:, history.columns][:, : is_item.shape[1]].long()  # [B, L]
+            index = _tokens(matrix, history.columns)
             vectors = embedding(
                 index + history.offset,
                 self.embedding.weight,
@@ -231,6 +225,7 @@ class FeatureInputs(nn.Module):
                 vectors = vectors + self.pretrained[key](index)
             items.append(vectors)
             targets.append(fields[:, history.field])
+        is_item = index != MISSING_INDEX
         if len(items) == 1:
             return items[0], targets[0], is_item
         return torch.cat(items, dim=2), torch.cat(targets, dim=1), is_item
@@ -243,9 +238,8 @@ class FeatureInputs(nn.Module):
         return torch.stack(columns, dim=1)
 
     def _pooled(self, part: ListColumns, matrix: Tensor) -> Tensor:
-        index = matrix[:, part.columns].long() + part.offset
         return embedding_bag(
-            index,
+            _tokens(matrix, part.columns) + part.offset,
             self.embedding.weight,
             mode=self.pooling,
             padding_idx=part.offset + MISSING_INDEX,
@@ -279,3 +273,12 @@ def _quantiles(values: Tensor, n: int) -> Tensor:
     ordered = values.sort().values
     at = torch.linspace(0, len(ordered) - 1, n + 2)[1:-1].round().long()
     return ordered[at]
+
+
+def _tokens(matrix: Tensor, columns: slice) -> Tensor:
+    """Return the indices of lists up to the end of the longest one, int64 [B, L]."""
+    index = matrix[:, columns]
+    # A recorded network must work for any batch.
+    if not torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+        index = index[:, : max(1, int((index != MISSING_INDEX).sum(1).max()))]
+    return index.long()

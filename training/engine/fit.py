@@ -327,11 +327,10 @@ def hide_tokens(batch: Tensor, inputs: FeatureInputs, share: float = OOV_SHARE) 
         share: Share of the tokens.
     """
     hide_some(batch, inputs.categories, share)
-    if columns := inputs.list_columns:
+    for columns in inputs.list_columns:
         tokens = batch[:, columns]
         hidden = torch.rand(tokens.shape, device=batch.device) < share
-        hidden &= tokens != MISSING_INDEX
-        batch[:, columns] = tokens.masked_fill(hidden, float(OOV_INDEX))
+        tokens.masked_fill_(hidden & (tokens != MISSING_INDEX), float(OOV_INDEX))
     return batch
 
 
