@@ -36,4 +36,3 @@ class DINHandler(FeatureRowsHandler):
         score = self.for_one_history if is_shared else self.click_probability
         scores: Scores = score(torch.from_numpy(matrix).to(self.device)).cpu().numpy()
         return scores
-

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, embedding_bag
+from torch.nn.functional import embedding_bag
 
 from handlers.feature import MISSING_INDEX, Cardinality
 
@@ -138,7 +138,8 @@ class FeatureInputs(nn.Module):
     @property
     def list_columns(self) -> list[slice]:
         """Matrix columns of each list and history."""
-        return [part.columns for part in (*self.lists, *self.histories)]
+        parts: list[ListColumns | History] = [*self.lists, *self.histories]
+        return [part.columns for part in parts]
 
     def set_pretrained(self, column: int, vectors: Tensor) -> None:
         """Set the fixed vectors of a category.
@@ -215,12 +216,9 @@ class FeatureInputs(nn.Module):
         items, targets = [], []
         for history in self.histories:
             index = _tokens(matrix, history.columns)
-            vectors = embedding(
-                index + history.offset,
-                self.embedding.weight,
-                # Leaving the padding out of the gradient saves time.
-                padding_idx=history.offset + MISSING_INDEX,
-            )
+            # Leaving the padding out of the gradient saves time.
+            padding = history.offset + MISSING_INDEX
+            vectors = torch.embedding(self.embedding.weight, index + history.offset, padding)
             if (key := str(history.category)) in self.pretrained:
                 vectors = vectors + self.pretrained[key](index)
             items.append(vectors)
@@ -279,6 +277,6 @@ def _tokens(matrix: Tensor, columns: slice) -> Tensor:
     """Return the indices of lists up to the end of the longest one, int64 [B, L]."""
     index = matrix[:, columns]
     # A recorded network must work for any batch.
-    if not torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+    if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         index = index[:, : max(1, int((index != MISSING_INDEX).sum(1).max()))]
     return index.long()
