@@ -12,7 +12,7 @@ import handlers
 
 HANDLERS = Path(handlers.__file__).parent
 MODELS = sorted(HANDLERS.glob("models/[!_]*.py"))
-SHARED = {f"handlers.models.{name}" for name in ("layers", "text", "weights")}
+SHARED = {f"handlers.models.{name}" for name in ("inputs", "layers", "text", "weights")}
 # These and the handlers of single models import TorchServe.
 BASE_CLASSES = {"base", "feature_rows", "wrapped_rows", "telemetry"}
 CORE = {
