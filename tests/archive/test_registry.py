@@ -334,6 +334,7 @@ def end(process: BaseProcess) -> bool:
     return process.exitcode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["register", "promote", "prune"])
 def test_kill_at_any_line_leaves_a_registry_that_the_next_run_completes(
     tmp_path: Path, mars: dict[str, Path], action: str
@@ -447,6 +448,7 @@ def test_folder_that_joins_a_bucket_brings_its_versions(
         Registry(alone.folder, "another").promote("m", "v2")
 
 
+@pytest.mark.slow
 def test_kill_at_any_request_leaves_a_bucket_that_the_next_run_completes(
     tmp_path: Path, mars: dict[str, Path], bucket: str
 ) -> None:

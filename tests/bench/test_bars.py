@@ -23,6 +23,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_run_reaches_its_bars_on_the_default_data(scratch: Path, name: str) -> None:
     card = catalog.get(name).card

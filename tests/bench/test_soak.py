@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from serving.testing import Server
 from tests.examples import Example, item_tower, xgb
 
 
+@pytest.mark.slow
 def test_a_short_soak_switches_and_kills_and_loses_nothing_else(
     tmp_path: Path,
     artifact_folder: Callable[[Example], Path],
@@ -26,8 +28,11 @@ def test_a_short_soak_switches_and_kills_and_loses_nothing_else(
 ) -> None:
     newest = xgb.EXAMPLES[0]
     older = replace(newest, version="v0")  # with the same features, which the callers send
-    folders = [artifact_folder(each) for each in (newest, older, item_tower.EXAMPLES[0])]
-    flags = ["--models", "xgb,item_tower", "--artifacts-dir", str(folders[0].parents[1])]
+    artifacts = tmp_path / "artifacts"
+    for example in (newest, older, item_tower.EXAMPLES[0]):
+        trained = artifact_folder(example)
+        shutil.copytree(trained, artifacts.joinpath(*trained.parts[-2:]))
+    flags = ["--models", "xgb,item_tower", "--artifacts-dir", str(artifacts)]
     assert soak.main([*flags, "--minutes", "0.2", "--results", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert re.search(r"versions switched +[1-9]", out)
