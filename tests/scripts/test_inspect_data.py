@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from collections.abc import Callable
@@ -231,9 +232,12 @@ def bash(command: str, folder: Path, functions: str = "") -> str:
     """Run a command as if it was copied into a terminal."""
     if not (folder / ".venv").exists():
         (folder / ".venv").symlink_to(catalog.ROOT / ".venv")
+    # `make test` must not be seen as the parent of the command's own make.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     done = subprocess.run(
         ["bash", "-e", "-c", f"{functions}\n{command}"],
         cwd=folder,
+        env=env,
         capture_output=True,
         text=True,
         check=True,

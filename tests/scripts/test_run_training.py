@@ -158,7 +158,7 @@ def test_interruption_ends_the_step_and_reports_the_progress(
         (["--modles", "xgb"], "unknown option --modles"),
         (["--models"], "--models needs a value"),
         (["--models", ""], "--models names none"),
-        (["--models", "xbg"], "no model xbg; there are deepfm dssm "),
+        (["--models", "xbg"], "no model xbg; there are deepfm din dssm "),
         (["--deploy", "--skip-register"], "--deploy takes archives from the registry"),
     ],
 )
