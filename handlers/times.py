@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta, tzinfo
+from functools import lru_cache
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -50,6 +51,8 @@ class Time(NamedTuple):
     is_local: bool
 
 
+# The rows of a request usually have the same time.
+@lru_cache(maxsize=1024)
 def to_time(value: Id) -> Time:
     """Read a time: epoch seconds, milliseconds, micro- or nanoseconds, or ISO 8601 text.
 
