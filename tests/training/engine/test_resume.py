@@ -23,7 +23,7 @@ from training.engine.checkpoints import Checkpoints, checkpoint_folder
 from training.run import INTERRUPTED
 from training.tasks.ranking.world import impressions
 
-EXAMPLES = [module(name).EXAMPLES[-1] for name in ("mmoe", "graph_recall", "item2vec")]
+EXAMPLES = [module(name).EXAMPLES[-1] for name in ("mmoe", "din", "graph_recall", "item2vec")]
 TIMEOUT_S = 60.0
 
 

@@ -31,6 +31,7 @@ from training.data.sources import DataError
 from training.engine import fit
 from training.engine.warm_start import start_from
 from training.engine.worker import TrainingError, seed_everything
+from training.tasks.ranking.behavior_world import behaviors
 
 FLAGS = ["--features", "user,item,price", "--categorical", "user,item", "--batch-size", "128"]
 
@@ -91,6 +92,26 @@ def test_a_warm_start_is_better_than_a_cold_one_and_old_tokens_keep_their_index(
     assert meta["hyperparameters"]["init_from"] == "v1"
     rows = [{"user": user, "item": 50, "price": 7.0} for user in (0, 199, 1000)]
     assert len(set(predict(load_handler("deepfm", root / "warm"), rows))) == 3
+
+
+def test_a_history_keeps_the_vectors_of_its_items(tmp_path: Path) -> None:
+    inputs, _ = behaviors(9_000, seed=0, n_users=200, items_per_category=2)
+    inputs["item_id"] = "p" + inputs["item_id"].astype(str)
+    inputs["history_item_ids"] = inputs["history_item_ids"].map(lambda ids: [f"p{i}" for i in ids])
+    seen = inputs["item_id"].isin(sorted(inputs["item_id"].unique())[:30])
+    inputs[seen][:5_000].to_parquet(tmp_path / "old.parquet")
+    inputs[6_000:].to_parquet(tmp_path / "new.parquet")
+    flags = ["--artifacts-dir", str(tmp_path), "--no-without-history", "--lr", "1e-2"]
+    old = ["--data-path", str(tmp_path / "old.parquet"), "--epochs", "6", "--batch-size", "256"]
+    assert train("din", *flags, *old, "--version", "v1") == 0
+    new = [*flags, "--data-path", str(tmp_path / "new.parquet"), "--epochs", "1"]
+    assert train("din", *new, "--version", "cold") == 0
+    assert train("din", *new, "--version", "warm", "--init-from", "v1") == 0
+    root = tmp_path / "din"
+    auc = {v: artifacts.read_meta(root / v)["metrics"]["auc"] for v in ("cold", "warm")}
+    assert auc["warm"] > auc["cold"] + 0.05
+    before, after = vocabulary(root / "v1")["item_id"], vocabulary(root / "warm")["item_id"]
+    assert (after[: len(before)], len(after)) == (before, 40)
 
 
 @pytest.mark.parametrize("scaled", [[], ["--normalize"]], ids=["plain", "scaled"])
