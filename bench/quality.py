@@ -24,7 +24,7 @@ from rich.progress import track
 from rich.table import Table
 
 from archive import catalog
-from bench.quality_runs import CALIBRATED, REAL_RUNS, TWIN_MARGIN, Run, default_runs
+from bench.quality_runs import CALIBRATED, REAL_RUNS, Run, default_runs
 from handlers.errors import UserError
 from training.data.feature_flags import split_names
 from training.run import INTERRUPTED, load_script
@@ -107,7 +107,7 @@ def compare(run: Run, reports: Reports, took_s: float) -> list[Line]:
         measured = reports[run.model][bar.metric]
         low = bar.low
         if bar.twin:
-            low = max(low, reports[bar.twin][bar.metric] - TWIN_MARGIN)
+            low = max(low, reports[bar.twin][bar.metric] - bar.margin)
         oracle = reports.get(ORACLE, {}).get(bar.metric)
         known = "" if bar.known is None else f"{bar.known:.4f}*"
         lines.append(

@@ -15,6 +15,7 @@ from bench.real_data import (
     ML100K,
     ML100K_FEATURES,
     ML100K_IDS,
+    SEPARATOR,
     DataSet,
 )
 
@@ -27,7 +28,8 @@ class Bar:
         metric: Name of the metric in metrics.json.
         low: Minimum.
         high: Maximum.
-        twin: Another report of the same run that may be better by at most TWIN_MARGIN.
+        twin: Another report of the same run.
+        margin: How much better than the metric the twin's may be.
         known: Published or independently measured value.
     """
 
@@ -35,10 +37,8 @@ class Bar:
     low: float = 0.0
     high: float = math.inf
     twin: str = ""
+    margin: float = 0.003
     known: float | None = None
-
-
-TWIN_MARGIN = 0.003
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,12 @@ class Run:
 
 CALIBRATED = Bar("calibration_ratio", 0.98, 1.02)
 RATINGS = ("--features", ",".join(ML100K_FEATURES), "--categorical", ",".join(ML100K_IDS))
+# The same features, with the genres in one column.
+LISTED_RATINGS = (
+    *("--features", ",".join((*ML100K_IDS, "age", "year")), "--categorical", ",".join(ML100K_IDS)),
+    *("--multi", f"genres:{SEPARATOR}", "--pooling", "sum"),
+)
+TUNED = ("--lr", "6e-3", "--embedding-decay", "0.3", "--dropout", "0.2")
 
 REAL_RUNS = (
     Run(
@@ -77,7 +83,20 @@ REAL_RUNS = (
         "deepfm",
         (Bar("auc", 0.78, known=0.781), CALIBRATED),
         ML100K,
-        (*RATINGS, "--lr", "6e-3", "--embedding-decay", "0.3", "--dropout", "0.2"),
+        (*RATINGS, *TUNED),
+    ),
+    # With 18 columns of 0 or 1 for the genres, seed 0 reaches .7922.
+    Run("deepfm", (Bar("auc", 0.7912, known=0.7922),), ML100K, (*LISTED_RATINGS, *TUNED)),
+    Run(
+        "din",
+        (Bar("auc", 0.7, twin="without history", margin=0.0),),
+        ML100K,
+        (
+            *LISTED_RATINGS,
+            *TUNED,
+            *("--history", f"history_item_ids:{SEPARATOR}", "--timestamp", "timestamp"),
+            *("--time-column", "timestamp"),
+        ),
     ),
     Run(
         "youtube_dnn",

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 ML100K_GENRES = (
@@ -15,6 +17,9 @@ ML100K_GENRES = (
 )
 ML100K_IDS = ("user_id", "item_id", "gender", "occupation", "zip_area")
 ML100K_FEATURES = (*ML100K_IDS, "age", "year", *ML100K_GENRES)
+ML100K_LISTS = ("genres", "history_item_ids")
+SEPARATOR = "|"
+MAX_HISTORY = 50
 
 # Capital gains and losses are tokens: most people have none, and the other amounts cluster.
 ADULT_CATEGORIES = (
@@ -46,7 +51,8 @@ def write_ml100k(source: Path, folder: Path) -> Path:
     Args:
         source: Folder with u.data.gz, u.user.gz and u.item.gz.
         folder: Receives one file, in the order of the source, with ``label`` (1 for 4 or 5 stars),
-            ``timestamp`` and ML100K_FEATURES.
+            ``timestamp``, ML100K_FEATURES and ML100K_LISTS: the names of the movie's genres, and
+            the movies that the user rated before, oldest first.
     """
     ratings = pd.read_csv(
         source / "u.data.gz", sep="\t", names=["user_id", "item_id", "rating", "timestamp"]
@@ -67,9 +73,28 @@ def write_ml100k(source: Path, folder: Path) -> Path:
     users["zip_area"] = users["zip_code"].str[:2]
     table = ratings.merge(users, how="left").merge(items, how="left")
     table["label"] = (table["rating"] >= 4).astype(int)
+    table["genres"] = [
+        SEPARATOR.join(name for name, has in zip(ML100K_GENRES, row, strict=True) if has)
+        for row in table[list(ML100K_GENRES)].to_numpy()
+    ]
+    table["history_item_ids"] = _items_before(table).map(
+        lambda items: SEPARATOR.join(map(str, items))
+    )
     path = folder / "ratings.csv"
-    table[["label", "timestamp", *ML100K_FEATURES]].to_csv(path, index=False)
+    table[["label", "timestamp", *ML100K_FEATURES, *ML100K_LISTS]].to_csv(path, index=False)
     return path
+
+
+def _items_before(ratings: pd.DataFrame) -> pd.Series[Any]:
+    """Return the items that the user of each rating rated at earlier times, oldest first."""
+    ordered = ratings.sort_values("timestamp", kind="stable")
+    histories = {}
+    for _, of_user in ordered.groupby("user_id"):
+        items, times = of_user["item_id"].to_list(), of_user["timestamp"].to_numpy()
+        n_before = np.searchsorted(times, times)
+        for row, n in zip(of_user.index, n_before, strict=True):
+            histories[row] = items[max(0, n - MAX_HISTORY) : n]
+    return pd.Series(histories).reindex(ratings.index)
 
 
 def write_adult(source: Path, folder: Path) -> Path:

@@ -15,7 +15,7 @@ from bench.quality_runs import REAL_RUNS, Bar, Run, default_runs
 from bench.real_data import (
     ADULT_FEATURES,
     ML100K_FEATURES,
-    ML100K_GENRES,
+    ML100K_LISTS,
     write_adult,
     write_ml100k,
 )
@@ -40,6 +40,7 @@ def write(path: Path, *lines: str) -> None:
         (Bar("auc", 0.70, twin="single task"), 0.797, True),
         (Bar("auc", 0.70, twin="single task"), 0.796, False),
         (Bar("auc", 0.85, twin="single task"), 0.84, False),
+        (Bar("auc", twin="single task", margin=0.0), 0.7998, False),
     ],
 )
 def test_a_bar_is_met_from_its_value_on_and_not_below(bar: Bar, measured: float, met: bool) -> None:
@@ -81,19 +82,21 @@ def test_no_adult_feature_reveals_the_marital_status_or_the_wage(tmp_path: Path)
 def test_ratings_keep_their_order_and_become_likes(tmp_path: Path) -> None:
     write(tmp_path / "u.data.gz", "2\t7\t3\t500", "1\t7\t4\t500", "1\t8\t5\t400")
     write(tmp_path / "u.user.gz", "1|24|M|artist|07030", "2|53|F|other|94043")
-    genres = "|".join("0" * len(ML100K_GENRES))
+    none, two = "|".join("0" * 18), "|".join("11" + "0" * 16)
     write(
         tmp_path / "u.item.gz",
-        f"7|Café (1995)|01-Jan-1995||u|0|{genres}",
-        f"8|Dogs||||0|{genres}",
+        f"7|Café (1995)|01-Jan-1995||u|0|{two}",
+        f"8|Dogs||||0|{none}",
     )
     table = pd.read_csv(write_ml100k(tmp_path, tmp_path), dtype={"zip_area": "str"})
-    assert list(table.columns) == ["label", "timestamp", *ML100K_FEATURES]
+    assert list(table.columns) == ["label", "timestamp", *ML100K_FEATURES, *ML100K_LISTS]
     assert table[["user_id", "item_id", "label"]].to_numpy().tolist() == [
         [2, 7, 0],
         [1, 7, 1],
         [1, 8, 1],
     ]
+    assert table["genres"].fillna("").tolist() == ["action|adventure", "action|adventure", ""]
+    assert table["history_item_ids"].fillna("").tolist() == ["", 8.0, ""]
     assert table["zip_area"].tolist() == ["94", "07", "07"]
     assert table["year"].fillna(0).tolist() == [1995, 1995, 0]
 
