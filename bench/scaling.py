@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,10 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import tyro
 from rich import box
@@ -45,6 +49,7 @@ RESULTS = Path("bench/results")
 SERVED = ("xgb", "deepfm", "mmoe", "two_tower", "item_tower", "user_tower", "dssm", "youtube_dnn")
 LOAD_S = 4
 BATCHES = 40
+HISTORY = 50
 
 Figures = dict[str, float]  # by name and unit
 
@@ -77,24 +82,88 @@ class Curve:
 
 def train_on_rows(n: int) -> Figures:
     """Train on n rows, one epoch or 100 trees, from Parquet to the artifacts."""
-    figures = {}
+    figures: Figures = {}
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "rows.parquet"
         impressions(n, seed=0)[0].to_parquet(table)
         for model, epochs in (("deepfm", 1), ("xgb", 100)):
-            command = [sys.executable, "-m", f"training.train_{model}", "--epochs", str(epochs)]
-            command += ["--data-path", str(table), "--artifacts-dir", folder]
-            started = time.perf_counter()
-            process = subprocess.Popen(
-                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            if process.returncode != 0:
-                raise UserError(f"{' '.join(command)}: exit status {process.returncode}")
-            figures[f"{model} s"] = time.perf_counter() - started
-            figures[f"{model} MB"] = usage.ru_maxrss / 1e3
+            cost = train(model, table, "--epochs", str(epochs))
+            figures |= {f"{model} s": cost.seconds, f"{model} MB": cost.memory_mb}
     return figures
+
+
+def train_on_lists(n: int) -> Figures:
+    """Train one epoch on n rows with a time, a list of up to 5 tags and a history of 50 items."""
+    figures: Figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.parquet"
+        write_lists(n, path)
+        flags = (
+            *("--epochs", "1", "--timestamp", "event_time"),
+            *("--features", "user_id,item_id,item_price", "--categorical", "user_id,item_id"),
+        )
+        for model, own in {
+            "deepfm": ("--multi", "tags,history_item_ids"),  # one more list
+            "din": ("--multi", "tags", "--no-without-history"),
+        }.items():
+            cost = train(model, path, *flags, *own)
+            figures |= {f"{model} rows/s": cost.rows_per_s, f"{model} MB": cost.memory_mb}
+    return figures
+
+
+def write_lists(n: int, path: Path) -> None:
+    """Write random rows: the cost does not depend on what there is to learn."""
+    rng = np.random.default_rng(0)
+    users, items = rng.integers(1, (100_000, 10_000), size=(n, 2)).T
+    tags = pa.array(rng.integers(100, size=(n, 5)).ravel())
+    histories = pa.array(rng.integers(1, 10_000, size=(n, HISTORY)).ravel())
+    table = pa.table(
+        {
+            "user_id": users,
+            "item_id": items,
+            "item_price": rng.random(n),
+            "event_time": 1_790_000_000 + rng.integers(10**7, size=n),
+            "tags": pa.FixedSizeListArray.from_arrays(tags, 5),
+            "history_item_ids": pa.FixedSizeListArray.from_arrays(histories, HISTORY),
+            "label": rng.integers(2, size=n),
+        }
+    )
+    pq.write_table(table, path)
+
+
+class Cost(NamedTuple):
+    """The cost of a training run.
+
+    Attributes:
+        seconds: From the start of the command to its end.
+        memory_mb: The most memory it held.
+        rows_per_s: Rows per second in the training loop, as the command prints them; NaN for trees.
+    """
+
+    seconds: float
+    memory_mb: float
+    rows_per_s: float
+
+
+def train(model: str, table: Path, *flags: str) -> Cost:
+    """Train in a process of its own.
+
+    Raises:
+        UserError: If it fails.
+    """
+    command = [sys.executable, "-m", f"training.train_{model}", "--data-path", str(table), *flags]
+    command += ["--artifacts-dir", str(table.parent)]
+    with tempfile.TemporaryFile("w+") as printed:
+        started = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=printed)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        printed.seek(0)
+        if process.returncode != 0:
+            raise UserError(f"{' '.join(command)}: {printed.read().strip()}")
+        speed = re.search(r"([0-9]+) rows/s", printed.read())
+    return Cost(seconds, usage.ru_maxrss / 1e3, float(speed[1]) if speed else math.nan)
 
 
 def train_with_users(n: int) -> Figures:
@@ -233,6 +302,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_archives(config.store)
         report(Curve("rows", (100_000, 1_000_000, 4_000_000), train_on_rows))
+        report(Curve("rows with lists", (100_000, 1_000_000), train_on_lists))
         report(Curve("users", (10_000, 100_000, 1_000_000), train_with_users))
         report(Curve("items", (1_000, 10_000, 100_000, 1_000_000), search_items))
         report(Curve("models", (1, 2, 4, 8), lambda n: serve_models(config.store, n)))
