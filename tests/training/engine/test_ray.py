@@ -23,12 +23,12 @@ from torch.nn.functional import mse_loss
 import training.engine
 from archive import catalog
 from tests.examples import Example, examples, load_handler, predict, train, training_script
-from training import artifacts
+from training import artifacts, train_deepfm
 from training.data.sources import DataError
 from training.engine import boosting, fit
 from training.engine.tree_parameters import BoostConfig, booster_parameters
 from training.engine.worker import EngineConfig, Worker, seed_everything
-from training.tasks.ranking.data import RankingConfig, load_ranking_data
+from training.tasks.ranking.data import load_ranking_data
 from training.tasks.ranking.world import impressions
 
 on_ray = pytest.importorskip("training.engine.ray", exc_type=ModuleNotFoundError)
@@ -221,7 +221,7 @@ def test_a_wrong_cell_in_a_file_that_the_cluster_reads_gives_the_usual_message(
     bad.write_text(bad.read_text().replace("\n", "\nabc,", 2))
     messages = []
     for engine in ("local", "ray"):
-        config = RankingConfig(data_path=str(tmp_path), engine=engine)
+        config = train_deepfm.Config(data_path=str(tmp_path), engine=engine)
         with pytest.raises(DataError) as error:
             load_ranking_data(config, ["label"])
         messages.append(str(error.value))

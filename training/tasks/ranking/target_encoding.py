@@ -12,7 +12,7 @@ from handlers.models.xgb import HotList, TreeInputs
 from handlers.schema import FeatureSchema, Matrix
 from training.tasks.ranking.weights import RowWeights
 
-N_FOLDS = 10
+N_FOLDS = 5
 # Weight of the overall mean, in rows: the mean of an id seen this often counts for half.
 PRIOR_ROWS = 10.0
 
