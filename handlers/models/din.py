@@ -118,10 +118,11 @@ class DIN(RankingNetwork):
         Returns:
             Click logits, float32 [B]; apply sigmoid for probability.
         """
-        z, fields = self.inputs(matrix)  # [B, N], [B, F, D]
-        if self.attention is not None:
-            histories = matrix[:1] if one_history else matrix
-            interest = self.attention(*self.inputs.embed_history(histories, fields))  # [B, E]
+        if self.attention is None:
+            z, fields = self.inputs(matrix)  # [B, N], [B, F, D]
+        else:
+            z, fields, *history = self.inputs.with_histories(matrix, one_history)
+            interest = self.attention(*history)  # [B, E]
             fields = torch.cat([fields, interest.unflatten(1, (-1, fields.shape[2]))], dim=1)
         total, vectors = fields.sum(1), fields.flatten(1)  # [B, D], [B, F * D]
         pairs = 0.5 * (vecdot(total, total) - vecdot(vectors, vectors))  # [B]

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding_bag
 
 from handlers.feature import MISSING_INDEX, Cardinality
 
@@ -51,6 +50,25 @@ class History(NamedTuple):
     category: int
 
 
+class Embedded(NamedTuple):
+    """A batch with the items of its histories.
+
+    Attributes:
+        z: Standardized numbers, 0 for missing, float32 [B, N].
+        fields: Embeddings, float32 [B, N + K + P, D].
+        items: Items of the histories, float32 [B, L, E], where E is D times the number of
+            histories; or of one that all share, [1, L, E].
+        target: The items that they are compared with, float32 [B, E].
+        is_item: Whether there is an item, bool [B, L] or [1, L].
+    """
+
+    z: Tensor
+    fields: Tensor
+    items: Tensor
+    target: Tensor
+    is_item: Tensor
+
+
 class FeatureInputs(nn.Module):
     """Standardizes numbers, and embeds their quantile bins and the tokens in one table.
 
@@ -63,14 +81,15 @@ class FeatureInputs(nn.Module):
         pooling: Whether a list is embedded as the mean or the sum of its tokens.
         pretrained: Number of components of the vectors that :meth:`set_pretrained` gets, by the
             matrix column of a category.
+        std: Standard deviation of the embeddings before training.
 
     Attributes:
         numbers: Matrix columns of the numbers, N.
         categories: Matrix columns of the categories, K.
         lists: The lists that are no history, P.
-        histories: The histories; a model embeds them by :meth:`embed_history`.
+        histories: The histories; a model embeds them by :meth:`with_histories`.
         n_fields: Number of fields, N + K + P.
-        sizes: Number of rows of each field in the table.
+        sizes: Number of rows of each field in the table; 1 for the padding of lists comes last.
     """
 
     is_log: Tensor  # bool [N]
@@ -87,6 +106,7 @@ class FeatureInputs(nn.Module):
         n_bins: int = 16,
         pooling: str = "mean",
         pretrained: Mapping[int, int] = MappingProxyType({}),
+        std: float = 0.01,
     ) -> None:
         super().__init__()
         entries = [(entry,) if isinstance(entry, int) else tuple(entry) for entry in cardinalities]
@@ -106,7 +126,7 @@ class FeatureInputs(nn.Module):
         sizes += [n for start, (n, *_) in columns if start in self.categories]
         sizes += [n for _, (n, _) in lists]
         offsets = torch.tensor([0, *sizes[:-1]]).cumsum(0)
-        self.sizes, self.n_fields = sizes, len(sizes)
+        self.n_fields = len(sizes)
         self.lists = [
             ListColumns(slice(start, start + length), offset)
             for (start, (_, length)), offset in zip(
@@ -123,8 +143,12 @@ class FeatureInputs(nn.Module):
         ]
         self.register_buffer("offsets", offsets[: n + len(self.categories)], persistent=False)
         self.pooling = pooling
-        self.embedding = nn.Embedding(sum(sizes), embedding_dim)
-        nn.init.normal_(self.embedding.weight, std=0.01)
+        self.padding = sum(sizes)
+        self.sizes = [*sizes, 1] if self.lists or self.histories else sizes
+        self.embedding = nn.Embedding(sum(self.sizes), embedding_dim)
+        nn.init.normal_(self.embedding.weight, std=std)
+        with torch.no_grad():
+            self.embedding.weight[self.padding :] = 0
         self.value_embedding = nn.Parameter(torch.randn(n, embedding_dim) * 0.01)
         self.pretrained = nn.ModuleDict(
             {
@@ -181,6 +205,35 @@ class FeatureInputs(nn.Module):
             Standardized numbers, 0 for missing, float32 [B, N]; and embeddings, 0 for an empty
             list, [B, N + K + P, D].
         """
+        z, fields, _ = self._embed(matrix, [])
+        return z, fields
+
+    def with_histories(self, matrix: Tensor, one_history: bool = False) -> Embedded:
+        """Standardize and embed a batch, the items of its histories too.
+
+        Several histories are the hashes of one.
+
+        Args:
+            matrix: As for :meth:`forward`.
+            one_history: Whether all instances have the history of the first one.
+        """
+        histories = matrix[:1] if one_history else matrix
+        indices = [_tokens(histories, history.columns) for history in self.histories]
+        z, fields, items = self._embed(
+            matrix,
+            [self._rows(index, h.offset) for index, h in zip(indices, self.histories, strict=True)],
+        )
+        for i, history in enumerate(self.histories):
+            if (key := str(history.category)) in self.pretrained:
+                items[i] = items[i] + self.pretrained[key](indices[i])
+        targets = [fields[:, history.field] for history in self.histories]
+        is_item = indices[0] != MISSING_INDEX
+        if len(items) == 1:
+            return Embedded(z, fields, items[0], targets[0], is_item)
+        return Embedded(z, fields, torch.cat(items, dim=2), torch.cat(targets, dim=1), is_item)
+
+    def _embed(self, matrix: Tensor, more: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Standardize and embed a batch, and look up more rows of the table, int64 [..]."""
         # On a small batch every operation takes 1 to 5 us, so fewer operations take less time.
         raw = matrix if self._only_numbers else matrix[:, self.numbers]  # [B, N]
         logs = torch.maximum(raw, self.floor).log()
@@ -190,43 +243,40 @@ class FeatureInputs(nn.Module):
         index = torch.searchsorted(self.edges, raw.T.contiguous(), right=True).T  # [B, N]
         if self._only_numbers:
             embedded = self.embedding(index + self.offsets)  # [B, N, D]
-            return z, torch.addcmul(embedded, z.unsqueeze(2), self.value_embedding)
+            return z, torch.addcmul(embedded, z.unsqueeze(2), self.value_embedding), []
         categories = matrix[:, self.categories].long()  # [B, K]
-        embedded = self.embedding(torch.cat([index, categories], dim=1) + self.offsets)
-        parts = embedded.split([len(self.numbers), len(self.categories)], dim=1)
+        index = torch.cat([index, categories], dim=1) + self.offsets
+        lists = [self._rows(_tokens(matrix, part.columns), part.offset) for part in self.lists]
+        first, *others = self._look_up([index, *lists, *more])
+        parts = first.split_with_sizes([len(self.numbers), len(self.categories)], dim=1)
         fields = [torch.addcmul(parts[0], z.unsqueeze(2), self.value_embedding), parts[1]]
         if self.pretrained:
             fields[1] = self._with_pretrained(fields[1], categories)
-        fields += [self._pooled(part, matrix).unsqueeze(1) for part in self.lists]
-        return z, torch.cat(fields, dim=1)
+        for rows, vectors in zip(lists, others, strict=False):
+            pooled = vectors.sum(1, keepdim=True)
+            if self.pooling == "mean":
+                n_tokens = (rows != self.padding).sum(1).clamp_min(1)
+                pooled = pooled / n_tokens[:, None, None]
+            fields.append(pooled)
+        return z, torch.cat(fields, dim=1), others[len(lists) :]
 
-    def embed_history(self, matrix: Tensor, fields: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Embed the items of the histories, and the item that they are compared with.
+    def _look_up(self, indices: list[Tensor]) -> list[Tensor]:
+        """Look up rows of the table, int64 [..] -> float32 [.., D].
 
-        Several histories are the hashes of one.
-
-        Args:
-            matrix: As for :meth:`forward`.
-            fields: Its embeddings, float32 [B, N + K + P, D].
-
-        Returns:
-            Items float32 [B, L, E], the target item float32 [B, E], where E is D times the number
-            of histories, and whether there is an item, bool [B, L].
+        One look-up for all: each has a gradient with the shape of the whole table.
         """
-        items, targets = [], []
-        for history in self.histories:
-            index = _tokens(matrix, history.columns)
-            # Leaving the padding out of the gradient saves time.
-            padding = history.offset + MISSING_INDEX
-            vectors = torch.embedding(self.embedding.weight, index + history.offset, padding)
-            if (key := str(history.category)) in self.pretrained:
-                vectors = vectors + self.pretrained[key](index)
-            items.append(vectors)
-            targets.append(fields[:, history.field])
-        is_item = index != MISSING_INDEX
-        if len(items) == 1:
-            return items[0], targets[0], is_item
-        return torch.cat(items, dim=2), torch.cat(targets, dim=1), is_item
+        if len(indices) == 1:
+            return [self.embedding(indices[0])]
+        index = torch.cat([index.flatten() for index in indices])
+        # nn.Embedding compares sizes, which recording a network for serving turns into tensors.
+        vectors = torch.embedding(self.embedding.weight, index, self.padding)
+        parts = vectors.split_with_sizes([index.numel() for index in indices])
+        shapes = [(*index.shape, self.embedding.embedding_dim) for index in indices]
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _rows(self, index: Tensor, offset: int) -> Tensor:
+        """Return the rows of the tokens of lists in the table, int64 [B, L]."""
+        return torch.where(index == MISSING_INDEX, self.padding, index + offset)
 
     def _with_pretrained(self, vectors: Tensor, categories: Tensor) -> Tensor:
         """Add the projected vectors of the categories that have some, float32 [B, K, D]."""
@@ -234,14 +284,6 @@ class FeatureInputs(nn.Module):
         for key, table in self.pretrained.items():
             columns[int(key)] = columns[int(key)] + table(categories[:, int(key)])
         return torch.stack(columns, dim=1)
-
-    def _pooled(self, part: ListColumns, matrix: Tensor) -> Tensor:
-        return embedding_bag(
-            _tokens(matrix, part.columns) + part.offset,
-            self.embedding.weight,
-            mode=self.pooling,
-            padding_idx=part.offset + MISSING_INDEX,
-        )
 
 
 class PretrainedVectors(nn.Module):
