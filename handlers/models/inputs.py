@@ -81,7 +81,6 @@ class FeatureInputs(nn.Module):
         pooling: Whether a list is embedded as the mean or the sum of its tokens.
         pretrained: Number of components of the vectors that :meth:`set_pretrained` gets, by the
             matrix column of a category.
-        std: Standard deviation of the embeddings before training.
 
     Attributes:
         numbers: Matrix columns of the numbers, N.
@@ -89,7 +88,7 @@ class FeatureInputs(nn.Module):
         lists: The lists that are no history, P.
         histories: The histories; a model embeds them by :meth:`with_histories`.
         n_fields: Number of fields, N + K + P.
-        sizes: Number of rows of each field in the table; 1 for the padding of lists comes last.
+        sizes: Number of rows of each field in the table.
     """
 
     is_log: Tensor  # bool [N]
@@ -106,7 +105,6 @@ class FeatureInputs(nn.Module):
         n_bins: int = 16,
         pooling: str = "mean",
         pretrained: Mapping[int, int] = MappingProxyType({}),
-        std: float = 0.01,
     ) -> None:
         super().__init__()
         entries = [(entry,) if isinstance(entry, int) else tuple(entry) for entry in cardinalities]
@@ -126,7 +124,7 @@ class FeatureInputs(nn.Module):
         sizes += [n for start, (n, *_) in columns if start in self.categories]
         sizes += [n for _, (n, _) in lists]
         offsets = torch.tensor([0, *sizes[:-1]]).cumsum(0)
-        self.n_fields = len(sizes)
+        self.sizes, self.n_fields = sizes, len(sizes)
         self.lists = [
             ListColumns(slice(start, start + length), offset)
             for (start, (_, length)), offset in zip(
@@ -143,12 +141,8 @@ class FeatureInputs(nn.Module):
         ]
         self.register_buffer("offsets", offsets[: n + len(self.categories)], persistent=False)
         self.pooling = pooling
-        self.padding = sum(sizes)
-        self.sizes = [*sizes, 1] if self.lists or self.histories else sizes
-        self.embedding = nn.Embedding(sum(self.sizes), embedding_dim)
-        nn.init.normal_(self.embedding.weight, std=std)
-        with torch.no_grad():
-            self.embedding.weight[self.padding :] = 0
+        self.embedding = nn.Embedding(sum(sizes), embedding_dim)
+        nn.init.normal_(self.embedding.weight, std=0.01)
         self.value_embedding = nn.Parameter(torch.randn(n, embedding_dim) * 0.01)
         self.pretrained = nn.ModuleDict(
             {
@@ -219,10 +213,9 @@ class FeatureInputs(nn.Module):
         """
         histories = matrix[:1] if one_history else matrix
         indices = [_tokens(histories, history.columns) for history in self.histories]
-        z, fields, items = self._embed(
-            matrix,
-            [self._rows(index, h.offset) for index, h in zip(indices, self.histories, strict=True)],
-        )
+        offsets = [history.offset for history in self.histories]
+        rows = [index + offset for index, offset in zip(indices, offsets, strict=True)]
+        z, fields, items = self._embed(matrix, rows)
         for i, history in enumerate(self.histories):
             if (key := str(history.category)) in self.pretrained:
                 items[i] = items[i] + self.pretrained[key](indices[i])
@@ -242,41 +235,37 @@ class FeatureInputs(nn.Module):
         # NaN sorts after infinity, so a missing number gets the bin after the last quantile.
         index = torch.searchsorted(self.edges, raw.T.contiguous(), right=True).T  # [B, N]
         if self._only_numbers:
-            embedded = self.embedding(index + self.offsets)  # [B, N, D]
+            embedded = self._look_up([index + self.offsets])[0]  # [B, N, D]
             return z, torch.addcmul(embedded, z.unsqueeze(2), self.value_embedding), []
         categories = matrix[:, self.categories].long()  # [B, K]
         index = torch.cat([index, categories], dim=1) + self.offsets
-        lists = [self._rows(_tokens(matrix, part.columns), part.offset) for part in self.lists]
-        first, *others = self._look_up([index, *lists, *more])
-        parts = first.split_with_sizes([len(self.numbers), len(self.categories)], dim=1)
+        tokens = [_tokens(matrix, part.columns) for part in self.lists]
+        rows = [index + part.offset for index, part in zip(tokens, self.lists, strict=True)]
+        embedded, *others = self._look_up([index, *rows, *more])
+        parts = embedded.split_with_sizes([len(self.numbers), len(self.categories)], dim=1)
         fields = [torch.addcmul(parts[0], z.unsqueeze(2), self.value_embedding), parts[1]]
         if self.pretrained:
             fields[1] = self._with_pretrained(fields[1], categories)
-        for rows, vectors in zip(lists, others, strict=False):
-            pooled = vectors.sum(1, keepdim=True)
-            if self.pooling == "mean":
-                n_tokens = (rows != self.padding).sum(1).clamp_min(1)
-                pooled = pooled / n_tokens[:, None, None]
-            fields.append(pooled)
-        return z, torch.cat(fields, dim=1), others[len(lists) :]
+        lists = zip(tokens, others, strict=False)
+        fields += [self._pooled(index, vectors) for index, vectors in lists]
+        return z, torch.cat(fields, dim=1), others[len(tokens) :]
 
     def _look_up(self, indices: list[Tensor]) -> list[Tensor]:
-        """Look up rows of the table, int64 [..] -> float32 [.., D].
-
-        One look-up for all: each has a gradient with the shape of the whole table.
-        """
-        if len(indices) == 1:
-            return [self.embedding(indices[0])]
+        """Look up rows of the table, int64 [..] -> float32 [.., D]."""
+        # One look-up, since each has a gradient with the shape of the whole table. index_select
+        # computes it three times as fast as nn.Embedding.
         index = torch.cat([index.flatten() for index in indices])
-        # nn.Embedding compares sizes, which recording a network for serving turns into tensors.
-        vectors = torch.embedding(self.embedding.weight, index, self.padding)
+        vectors = self.embedding.weight.index_select(0, index)
         parts = vectors.split_with_sizes([index.numel() for index in indices])
         shapes = [(*index.shape, self.embedding.embedding_dim) for index in indices]
         return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
-    def _rows(self, index: Tensor, offset: int) -> Tensor:
-        """Return the rows of the tokens of lists in the table, int64 [B, L]."""
-        return torch.where(index == MISSING_INDEX, self.padding, index + offset)
+    def _pooled(self, index: Tensor, vectors: Tensor) -> Tensor:
+        """Pool the vectors of the tokens of a list, [B, L], [B, L, D] -> float32 [B, 1, D]."""
+        is_token = (index != MISSING_INDEX).to(vectors.dtype).unsqueeze(1)
+        if self.pooling == "mean":
+            is_token = is_token / is_token.sum(2, keepdim=True).clamp_min(1)
+        return torch.bmm(is_token, vectors)
 
     def _with_pretrained(self, vectors: Tensor, categories: Tensor) -> Tensor:
         """Add the projected vectors of the categories that have some, float32 [B, K, D]."""

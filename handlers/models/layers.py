@@ -73,8 +73,9 @@ class Tower(nn.Module):
         feature_dim: int,
     ) -> None:
         super().__init__()
+        self.inputs = FeatureInputs(cardinalities, feature_dim)
         # Starting near 0, as in ranking models, the vectors of ids would take epochs to diverge.
-        self.inputs = FeatureInputs(cardinalities, feature_dim, std=feature_dim**-0.5)
+        nn.init.normal_(self.inputs.embedding.weight, std=feature_dim**-0.5)
         n_in = len(self.inputs.numbers) + self.inputs.n_fields * feature_dim
         self.hidden = feed_forward(n_in, layers, dropout=0.0)
         self.head = nn.Linear(layers[-1], embedding_dim)

@@ -59,8 +59,7 @@ def start_from(network: nn.Module, base: nn.Module) -> None:
 def _copy_rows(old: Tensor, new: Tensor) -> None:
     """Copy the rows of a table into a longer one; the others become the out-of-vocabulary row."""
     new[: len(old)] = old
-    if len(new) > len(old):
-        new[len(old) :] = old[OOV_INDEX]
+    new[len(old) :] = old[OOV_INDEX]
 
 
 def _expect_same_arguments(network: Any, base: Any) -> None:
