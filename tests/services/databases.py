@@ -7,6 +7,7 @@ import json
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -234,7 +235,9 @@ def postgres_server() -> Iterator[int]:
         access = ["--username=reader", f"--pwfile={password}", "--auth=scram-sha-256"]
         _run([*prefix, initdb, f"--pgdata={folder / 'data'}", "--encoding=UTF8", *access])
         options = ["-D", str(folder / "data"), "-p", str(port), "-k", str(folder)]
-        with _running("PostgreSQL", [*prefix, server, *options], folder, port):
+        # SIGTERM would wait for clients to leave, and for the disk.
+        command = [*prefix, server, *options]
+        with _running("PostgreSQL", command, folder, port, stop=signal.SIGQUIT):
             _wait_until_accepting(port)
             yield port
 
@@ -255,13 +258,15 @@ def _wait_until_accepting(port: int) -> None:
 
 
 @contextmanager
-def _running(name: str, command: Sequence[str], folder: Path, port: int) -> Iterator[None]:
+def _running(
+    name: str, command: Sequence[str], folder: Path, port: int, stop: int = signal.SIGTERM
+) -> Iterator[None]:
     server = ManagedProcess.start(name, command, folder / "log", cwd=ROOT, env=os.environ)
     try:
         wait_until_listening(server, port)
         yield
     finally:
-        server.process.terminate()
+        server.process.send_signal(stop)
         server.process.wait(STOP_TIMEOUT_S)
 
 
