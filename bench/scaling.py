@@ -93,7 +93,7 @@ def train_on_rows(n: int) -> Figures:
 
 
 def train_on_lists(n: int) -> Figures:
-    """Train one epoch on n rows with a time, a list of up to 5 tags and a history of 50 items."""
+    """Train one epoch on n rows with a time, a list of 5 tags and a history of 50 items."""
     figures: Figures = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.parquet"

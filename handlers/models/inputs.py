@@ -235,7 +235,7 @@ class FeatureInputs(nn.Module):
         # NaN sorts after infinity, so a missing number gets the bin after the last quantile.
         index = torch.searchsorted(self.edges, raw.T.contiguous(), right=True).T  # [B, N]
         if self._only_numbers:
-            embedded = self._look_up([index + self.offsets])[0]  # [B, N, D]
+            embedded = self.embedding(index + self.offsets)  # [B, N, D]
             return z, torch.addcmul(embedded, z.unsqueeze(2), self.value_embedding), []
         categories = matrix[:, self.categories].long()  # [B, K]
         index = torch.cat([index, categories], dim=1) + self.offsets
