@@ -88,7 +88,7 @@ class TokenEncoder:
         """Return the indices of a category, float64 [B, H]; every index fits a float64 exactly.
 
         Raises:
-            RowError: If a token is a float beyond 2^53.
+            RowError: If a token is a float of 2^53 or more.
         """
         try:
             return self._encode(tokens)
@@ -101,7 +101,7 @@ class TokenEncoder:
         """Return the indices of all tokens of lists, float64 [T, H].
 
         Raises:
-            RowError: If a token is a float beyond 2^53.
+            RowError: If a token is a float of 2^53 or more.
         """
         try:
             return self._encode(lists.tokens)[lists.flat]
@@ -206,7 +206,7 @@ class ListEncoder:
             tokens, then second index. And the lists that were longer, bool [B].
 
         Raises:
-            RowError: If a token is a float beyond 2^53.
+            RowError: If a token is a float of 2^53 or more.
         """
         lists = values if isinstance(values, TokenLists) else to_lists(values, self._separator)
         index, lengths = self._tokens.encode_lists(lists), lists.lengths  # [T, H], [lists]

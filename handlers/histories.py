@@ -55,7 +55,7 @@ class ItemHistories:
             Indices as :func:`pad_histories` returns them, int64 [B, L].
 
         Raises:
-            RowError: If an item is a float beyond 2^53.
+            RowError: If an item is a float of 2^53 or more.
         """
         counts.missing[-1] += sum(history.count(None) for history in histories)
         recent = [

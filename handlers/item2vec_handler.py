@@ -81,5 +81,5 @@ class Item2VecHandler(RecHandler):
         if self.key != "text":
             tokens: list[Any] = value
             return tokens
-        # A word is not an id: one that looks like a float beyond 2^53 is unknown, not refused.
+        # A word is not an id: one that looks like a float of 2^53 or more is unknown, not refused.
         return [word if word in self.words else UNKNOWN_WORD for word in word_tokens(value)]

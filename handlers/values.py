@@ -20,8 +20,8 @@ Token = bool | Id
 # Joins the tokens of a list in a data frame; no keyboard types it.
 LIST_SEPARATOR = "\x1f"
 
-# Every integer up to here is a float64, and most beyond are not.
-MAX_EXACT = 1 << 53
+# The largest integer that is the only one to round to its float64: 2^53 + 1 becomes 2^53.
+MAX_EXACT = (1 << 53) - 1
 
 # No leading zeros and no plus sign: "007" is a code, and "+4930" the start of a phone number. An
 # exponent follows one digit and has three at most: "1234567e1" and "7e211810" are hexadecimal ids.
@@ -53,7 +53,7 @@ def to_token(value: Token | None) -> str | None:
       Without an offset it is taken as UTC.
 
     Raises:
-        LostDigitsError: If a number written as a float is beyond 2^53, such as 7.2e+18.
+        LostDigitsError: If a number of 2^53 or more is written as a float, such as 7.2e+18.
     """
     if value is None:
         return None
@@ -73,7 +73,7 @@ def row_token(value: Token | None, row: int, name: str) -> str | None:
         name: Name of the feature.
 
     Raises:
-        RowError: If the value is a float beyond 2^53.
+        RowError: If the value is a float of 2^53 or more.
     """
     try:
         return to_token(value)
@@ -86,7 +86,7 @@ def row_token(value: Token | None, row: int, name: str) -> str | None:
 def to_text(value: Token | None) -> str | None:
     """Return :func:`to_token` of a value that is no id, such as a search query.
 
-    A number beyond 2^53 is text like any other here: as it is written, without blanks at its ends.
+    A float of 2^53 or more is text like any other here, without blanks at its ends.
     """
     try:
         return to_token(value)
@@ -118,7 +118,7 @@ def hashed_id(token: str) -> str:
     value = _FNV_OFFSET
     for byte in token.encode("utf-8", "replace"):
         value = ((value ^ byte) * _FNV_PRIME) & 0xFFFFFFFFFFFFFFFF
-    return str(value & (MAX_EXACT - 1))
+    return str(value & MAX_EXACT)
 
 
 def _text_token(text: str) -> str | None:
@@ -144,7 +144,7 @@ def _float_token(value: float) -> str | None:
     if math.isnan(value):
         return None
     if abs(value) > MAX_EXACT:
-        raise LostDigitsError("a float beyond 2^53 has lost digits")
+        raise LostDigitsError("a float of 2^53 or more has lost digits")
     return str(int(value)) if value.is_integer() else repr(value)
 
 

@@ -112,7 +112,7 @@ def test_an_id_that_lost_digits_is_refused_and_its_batch_mates_are_served(
     responses, n_rows = handler_of_ids.answer(bodies, lambda _, error: failures.append(error))
     assert [status for status, _ in responses] == [200, 400, 200]
     assert json.loads(responses[1][1])["message"] == (
-        "data[5000].user_id: expected an id, got 7.2e+18: a float beyond 2^53 has lost digits; "
+        "data[5000].user_id: expected an id, got 7.2e+18: a float of 2^53 or more has lost digits; "
         "send it as an integer or as text"
     )
     assert (n_rows, failures) == (2, [])

@@ -89,7 +89,7 @@ def to_tokens(column: pa.Array, *, are_ids: bool = True) -> tuple[pa.Array, Wron
 
     Args:
         column: Cells of any type, [rows].
-        are_ids: Whether a float beyond 2^53 is a wrong cell; else it is a text.
+        are_ids: Whether a float of 2^53 or more is a wrong cell; else it is a text.
 
     Returns:
         The tokens, large_string [rows], null where a cell is missing; and the first cell that has
@@ -111,8 +111,8 @@ def to_tokens(column: pa.Array, *, are_ids: bool = True) -> tuple[pa.Array, Wron
         is_lost = pc.is_in(texts, pa.array(lost, pa.large_string()))
         n, row = pc.sum(is_lost).as_py(), pc.index(is_lost, True).as_py()
         problem = (
-            f"expected ids, got {texts[row]}: a float beyond 2^53 has lost digits, like {n} of the "
-            f"{len(texts)} cells read with it; write the column as int64 or as text"
+            f"expected ids, got {texts[row]}: a float of 2^53 or more has lost digits, like {n} "
+            f"of the {len(texts)} cells read with it; write the column as int64 or as text"
         )
         return texts, WrongCell(row, problem)
     respelled = pa.array(tokens, pa.large_string()).take(found.indices)
@@ -120,7 +120,7 @@ def to_tokens(column: pa.Array, *, are_ids: bool = True) -> tuple[pa.Array, Wron
 
 
 def to_free_texts(column: pa.Array) -> tuple[pa.Array, WrongCell | None]:
-    """Convert a column that holds no ids to tokens; a number beyond 2^53 is text."""
+    """Convert a column that holds no ids to tokens; a float of 2^53 or more is text."""
     return to_tokens(column, are_ids=False)
 
 

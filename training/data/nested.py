@@ -75,7 +75,7 @@ def json_cells(values: Sequence[Any]) -> pa.Array:
 
 def _text(value: Any) -> str | None:
     if isinstance(value, float):
-        return str(value)  # with a plus sign in the exponent, by which a float beyond 2^53 is known
+        return str(value)  # to_token knows a large float by the plus sign in its exponent
     return value if value is None or isinstance(value, str) else orjson.dumps(value).decode()
 
 

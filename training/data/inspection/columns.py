@@ -44,7 +44,7 @@ class Column:
         numbers: The number, or the time in seconds, of each row, NaN where it is missing, float64
             [rows]; None if the column holds neither.
         separator: What joins the values of lists that are text.
-        inexact: How many cells are floats beyond 2^53, which cannot hold every digit of an id.
+        inexact: How many cells are floats of 2^53 or more, which cannot hold every digit of an id.
         exceptions: Texts that keep a column from being numbers, if they are few.
         pair: The two values of a column of two texts, in the order of their codes.
         is_prose: Whether most of its distinct values are texts of several words.

@@ -150,7 +150,7 @@ def _numbers(name: str, cells: pa.Array, numeric: pa.Array) -> Column:
 
 
 def _json_number(value: Any) -> Any:
-    """Return a number as JSON spells it: 196 for 196.0, and beyond 2^53 as text."""
+    """Return a number as JSON spells it: 196 for 196.0, and from 2^53 on as text."""
     if value is None or isinstance(value, bool):
         return value
     if not np.isfinite(float(value)):

@@ -185,7 +185,7 @@ def _unusable(column: Column, inspection: Inspection) -> str:
         return "vectors or objects: write a column for each number or field"
     if kind == "integer id" and column.inexact:
         return (
-            f"{column.inexact:,} of its ids are floats beyond 2^53 and have lost digits; write "
+            f"{column.inexact:,} of its ids are floats of 2^53 or more and have lost digits; write "
             "int64 or text"
         )
     if kind == "number" and column.numbers is not None and np.isinf(column.numbers).any():

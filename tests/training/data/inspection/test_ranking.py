@@ -92,7 +92,7 @@ def test_an_undecided_label_is_named(tmp_path: Path) -> None:
         ("request_id", [f"r{i * 7 % N}" for i in range(N)], "a row id: no value repeats"),
         ("index", np.arange(N) + 5, "a row number"),
         ("headline", [f"read number {i}" for i in range(N)], "text that hardly ever repeats"),
-        ("user_id", [7.2e18, None, 5e18] * (N // 3), "400 of its ids are floats beyond 2^53"),
+        ("user_id", [7.2e18, None, 5e18] * (N // 3), "400 of its ids are floats of 2^53 or more"),
         ("vector", [[0.5, 1.5]] * N, "vectors or objects: write a column for each number"),
         ("tags", ['["a", "b"]', '["b"]'] * (N // 2), "text of lists: write a|b, or lists"),
         ("a,b", PRICE, "rename it: flags and requests cannot hold its name"),
