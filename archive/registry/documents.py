@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
 from typing import Any, Literal
@@ -28,6 +28,52 @@ class RegistryError(UserError):
 
 
 @dataclass(frozen=True)
+class JudgedMetric:
+    """A metric of the gate's comparison; None stands for a value that is no number.
+
+    Attributes:
+        old: Value of the reference.
+        new: Value of the version that was judged.
+        margin: Half of the 95 % interval of the difference.
+        limit: Bound on the new value; None if the metric has none.
+        is_least: Whether that is a lower bound instead of an upper bound.
+    """
+
+    old: float | None
+    new: float | None
+    margin: float | None
+    limit: float | None = None
+    is_least: bool | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate says about an archive.
+
+    Attributes:
+        passed: Whether the version may ship.
+        reference: The version that it was compared with, or ``baselines``.
+        failures: Reasons why it may not ship.
+        metrics: The metrics, with their limits.
+        data_sha256: Hash of the data whose test split was used.
+        judged_as: Model that was judged; a training run with several archives is judged once.
+        judged_by: User and machine.
+        judged_at: Time in UTC, ISO 8601.
+        report: Path of the report, relative to the registry's folder or bucket.
+    """
+
+    passed: bool
+    reference: str
+    failures: list[str]
+    metrics: dict[str, JudgedMetric]
+    data_sha256: str | None
+    judged_as: str
+    judged_by: str
+    judged_at: str
+    report: str = ""
+
+
+@dataclass(frozen=True)
 class Entry:
     """A registered archive.
 
@@ -42,6 +88,8 @@ class Entry:
         registered_by: User and machine.
         registered_at: Time in UTC, ISO 8601.
         path: Path of the archive, relative to the registry's folder or bucket.
+        verdict: What the gate says about it; None if it was never judged.
+        ungated: Why it became champion although the gate had not passed it; empty if it did not.
     """
 
     model: str
@@ -54,6 +102,17 @@ class Entry:
     registered_by: str
     registered_at: str
     path: str
+    verdict: Verdict | None = None
+    ungated: str = ""
+
+    @property
+    def gate(self) -> str:
+        """``passed``, ``failed``, ``ungated``, or ``-`` if it was not judged."""
+        if self.verdict is not None and self.verdict.passed:
+            return "passed"
+        if self.ungated:
+            return "ungated"
+        return "failed" if self.verdict is not None else "-"
 
     @classmethod
     def from_archive(cls, mar: Path) -> Entry:
@@ -79,8 +138,8 @@ class Entry:
             metrics=meta.get("metrics", {}),
             data_sha256=meta.get("data_sha256"),
             git_sha=meta.get("git_sha"),
-            registered_by=f"{_user()}@{socket.gethostname()}",
-            registered_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            registered_by=whoami(),
+            registered_at=now(),
             path=f"{model}/{version}/{model}.mar",
         )
 
@@ -118,11 +177,13 @@ class RegisteredModel:
         champions: Versions that serve or served, the current one last.
         challenger: The newest version, until it is promoted.
         versions: Entries by version, in the order of registration.
+        verdicts: Verdicts on archives that are not registered, by their sha256.
     """
 
     champions: list[str] = field(default_factory=list)
     challenger: str | None = None
     versions: dict[str, Entry] = field(default_factory=dict)
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
 
     def aliases(self) -> dict[str, str]:
         """Return versions by alias, without the aliases that stand for none."""
@@ -154,8 +215,56 @@ class RegisteredModel:
             )
         return entry
 
-    def promote(self, version: str) -> None:
-        """Make a version the champion."""
+    def add(self, entry: Entry) -> None:
+        """Add an entry with the verdict on its archive; adding it again changes nothing.
+
+        Raises:
+            RegistryError: If the version belongs to another archive.
+        """
+        entry.check_same(self.versions.setdefault(entry.version, entry))
+        if entry.sha256 in self.verdicts:
+            self.record(entry.sha256, self.verdicts.pop(entry.sha256))
+
+    def record(self, sha256: str, verdict: Verdict) -> None:
+        """Store the verdict on an archive, in place of an earlier one."""
+        for version, entry in self.versions.items():
+            if entry.sha256 == sha256:
+                self.versions[version] = replace(entry, verdict=verdict)
+                return
+        self.verdicts[sha256] = verdict
+
+    def check_gate(self, model: str, version: str, ungated: str) -> None:
+        """Check that a version may become the champion.
+
+        A version that has been champion may: the way back must always work.
+
+        Args:
+            model: The model's name, for the message.
+            version: A version or an alias.
+            ungated: Why it may without the gate's consent; empty if there is no reason.
+
+        Raises:
+            RegistryError: If the gate refused it or has not judged it, and there is no reason.
+        """
+        entry = self.find(model, version)
+        verdict = entry.verdict
+        if entry.version in self.champions or ungated or (verdict and verdict.passed):
+            return
+        if verdict is None:
+            problem = "was not judged"
+            fix = f"run: make evaluate MODEL={model} VERSION={entry.version}"
+        else:
+            reasons = "; ".join(verdict.failures)
+            problem = f"failed against {verdict.reference} on {verdict.judged_at[:10]}: {reasons}"
+            fix = "train a better one"
+        raise RegistryError(
+            f'{model} {entry.version} {problem}; {fix}, or give a reason: --ungated "..."'
+        )
+
+    def promote(self, version: str, ungated: str = "") -> None:
+        """Make a version the champion; ``ungated`` says why without the gate's consent."""
+        if ungated:
+            self.versions[version] = replace(self.versions[version], ungated=ungated)
         self.champions = [v for v in self.champions if v != version] + [version]
         if self.challenger == version:
             self.challenger = None
@@ -222,8 +331,7 @@ class Document:
         Raises:
             RegistryError: If the version belongs to another archive.
         """
-        model = self.models.setdefault(entry.model, RegisteredModel())
-        entry.check_same(model.versions.setdefault(entry.version, entry))
+        self.models.setdefault(entry.model, RegisteredModel()).add(entry)
 
     def merge(self, other: Document) -> None:
         """Add the entries of another document, and its aliases where this one has none.
@@ -239,8 +347,15 @@ class Document:
             merged.challenger = merged.challenger or model.challenger
 
 
-def _user() -> str:
+def whoami() -> str:
+    """Return the user and the machine."""
     try:
-        return getpass.getuser()
+        user = getpass.getuser()
     except KeyError:  # a container's user may have no name
-        return str(os.getuid())
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+def now() -> str:
+    """Return the time in UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,9 @@ from archive.registry.documents import (
     REGISTRY_FILE,
     Document,
     Entry,
+    RegisteredModel,
     RegistryError,
+    Verdict,
 )
 from training.artifacts import check_version
 
@@ -157,13 +159,49 @@ class Registry:
             entry.check_file(part)
         return target
 
-    def promote(self, model: str, version: str) -> str:
-        """Make a version, or the version of an alias, the champion; returns the version."""
+    def record_verdict(self, verdict: Verdict, archives: Mapping[str, str]) -> None:
+        """Store a verdict on archives, in place of an earlier one.
+
+        Args:
+            verdict: What the gate says about the training run.
+            archives: sha256 of each archive of the run, by model. They need not be registered yet.
+        """
+
+        def record(document: Document) -> None:
+            for model, sha256 in archives.items():
+                document.models.setdefault(model, RegisteredModel()).record(sha256, verdict)
+
+        with self._locked():
+            self._update(record)
+
+    def check_gate(self, model: str, version: str, ungated: str = "") -> None:
+        """Check that a version, or that of an alias, may become the champion.
+
+        A version that has been champion may: the way back must always work.
+
+        Args:
+            model: Name of the model.
+            version: A version or an alias.
+            ungated: Why it may without the gate's consent; empty if there is no reason.
+
+        Raises:
+            RegistryError: If the gate refused it or has not judged it, and there is no reason.
+        """
+        self._read().model(model).check_gate(model, version, ungated)
+
+    def promote(self, model: str, version: str, ungated: str = "") -> str:
+        """Make a version, or the version of an alias, the champion; returns the version.
+
+        Args:
+            model: Name of the model.
+            version: A version or an alias.
+            ungated: Why it may without the gate's consent; its entry keeps the reason.
+        """
 
         def promote(document: Document) -> str:
             known = document.model(model)
             chosen = known.find(model, version).version
-            known.promote(chosen)
+            known.promote(chosen, ungated)
             return chosen
 
         with self._locked():
