@@ -158,7 +158,7 @@ def first_difference(
     if len(expected) != len(got):
         return f"expected {len(expected)} predictions, got {len(got)}"
     for i, (row, want, actual) in enumerate(zip(rows, expected, got, strict=True)):
-        if not _close(want, actual):
+        if not close(want, actual):
             return (
                 f"{GOLDEN_FILE}: row {i}: training computed {want}, this handler computes {actual} "
                 f"for {json.dumps(row)}"
@@ -166,18 +166,19 @@ def first_difference(
     return None
 
 
-def _close(expected: Any, got: Any) -> bool:
+def close(expected: Any, got: Any) -> bool:
+    """Whether two predictions are the same but for 1e-5, relative above 1."""
     if isinstance(expected, dict):
         return (
             isinstance(got, dict)
             and expected.keys() == got.keys()
-            and all(_close(expected[key], got[key]) for key in expected)
+            and all(close(expected[key], got[key]) for key in expected)
         )
     if isinstance(expected, list):
         return (
             isinstance(got, list)
             and len(expected) == len(got)
-            and all(_close(e, g) for e, g in zip(expected, got, strict=True))
+            and all(close(e, g) for e, g in zip(expected, got, strict=True))
         )
     if isinstance(expected, int | float) and isinstance(got, int | float):
         return abs(expected - got) <= GOLDEN_TOLERANCE * max(1.0, abs(expected))

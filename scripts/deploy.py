@@ -11,27 +11,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from archive.registry.documents import CHALLENGER, CHAMPION, PREVIOUS, RegistryError
+from archive.registry.deployment import adopt, commit, staged, way_back
+from archive.registry.documents import CHALLENGER, CHAMPION, PREVIOUS
 from archive.registry.store import Registry, RegistryConfig
 from handlers import logs
 from handlers.errors import UserError
 from serving.client import TorchServeError
+from serving.comparison import Limits
 from serving.hosts import Host, find_hosts
-from serving.model_store import SCRATCH, replaced, staged_path, stored_version
+from serving.model_store import stored_version
 from serving.replay import read_requests
 from serving.rollout import RolloutError, changing, retire
 from serving.settings import Settings
-from serving.takeover import Takeover
+from serving.takeover import Old, Takeover
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +53,18 @@ class Config(RegistryConfig):
         model_store: Folder that a host serves from; one for all hosts or one for each. By
             default MODEL_STORE.
         key_file: TorchServe's key_file.json, if it requires tokens; one or one for each host.
-        requests: JSON lines, each the body of a request, to replay and to watch with; the golden
-            rows by default.
+        requests: JSON lines, each the body of a request, to replay and to watch with, in addition
+            to the golden rows of both versions.
+        allow_contract_change: Deploy even if the features or the output differ from the version
+            that serves.
+        ungated: Reason to deploy a version that the gate has failed or never judged; recorded in
+            the registry.
+        no_way_back: Deploy even if the archive of the version that serves is lost.
         watch_s: Seconds to watch each host after the switch.
         timeout_s: Seconds until an unanswered request counts as failed.
         max_p99_ms: Milliseconds that 99% of the requests must stay below.
-        max_error_share: Share of the requests in the watch that may fail or take longer.
+        max_error_share: Share of the requests in the watch that may fail, take longer, or be
+            answered otherwise than before.
     """
 
     model: str
@@ -69,6 +76,9 @@ class Config(RegistryConfig):
     model_store: tuple[Path, ...] = ()
     key_file: tuple[Path, ...] = ()
     requests: Path | None = None
+    allow_contract_change: bool = False
+    ungated: str = ""
+    no_way_back: bool = False
     watch_s: float = 30.0
     timeout_s: float = 10.0
     max_p99_ms: float = 500.0
@@ -98,50 +108,64 @@ async def deploy(config: Config) -> None:
         UserError: If a step fails; every host is back at the version that served before.
     """
     config.check()
+    settings = Settings.from_env(os.environ)
     hosts = find_hosts(
-        Settings.from_env(os.environ),
+        settings,
         service_urls=config.service_url,
         inference_urls=config.inference_url,
         model_stores=config.model_store,
         key_files=config.key_file,
         timeout_s=config.timeout_s,
     )
-    bodies = read_requests(config.requests) if config.requests else None
+    requests = read_requests(config.requests) if config.requests else []
     registry = config.open_registry()
     model = config.model
-    version = registry.entry(model, PREVIOUS if config.rollback else config.version).version
-    logs.about(model=model, version=version)
-    takeover = Takeover(
-        model=model,
-        version=version,
-        requests=bodies,
-        shadow=config.shadow,
-        watch_s=config.watch_s,
-        max_p99_ms=config.max_p99_ms,
-        max_error_share=config.max_error_share,
-    )
     stores = list(dict.fromkeys(host.store.resolve() for host in hosts))
     async with AsyncExitStack() as stack:
         for store in stores:
             stack.enter_context(changing(store))
         for host in hosts:
             await stack.enter_async_context(host.torchserve)
+            if (served := await host.torchserve.default_version(model)) and not config.shadow:
+                adopt(registry, model, served.version, host.store)
+        entry = registry.entry(model, PREVIOUS if config.rollback else config.version)
+        version = entry.version
+        logs.about(model=model, version=version)
+        if not config.shadow:
+            registry.check_gate(model, version, config.ungated)
+        takeover = Takeover(
+            model=model,
+            version=version,
+            requests=requests,
+            shadow=config.shadow,
+            watch_s=config.watch_s,
+            limits=Limits(config.max_p99_ms, config.max_error_share, config.allow_contract_change),
+            index_uri=settings.index_uri,
+        )
         aliases = registry.aliases(model)
-        olds = [await _old_version(host, model, version, aliases) for host in hosts]
+        olds = [await _old(config, registry, host, version, aliases) for host in hosts]
         try:
             for store in stores:
-                stack.enter_context(_staged(registry, model, version, store))
+                stack.enter_context(staged(registry, model, version, store))
             async with AsyncExitStack() as undo:
                 await takeover.run(hosts, olds, undo)
                 if not config.shadow:
-                    _commit(config, registry, stores, version)
+                    commit(
+                        registry,
+                        model,
+                        version,
+                        olds=[old.version for old in olds if old],
+                        stores=stores,
+                        rollback=config.rollback,
+                        ungated=config.ungated,
+                    )
         except BaseException:  # including Ctrl-C
             for host in hosts:
                 await _log_serving(host, model)
             raise
         if not config.shadow:
             for host, old in zip(hosts, olds, strict=True):
-                await _finish(host, model, old, version)
+                await _finish(host, model, old.version if old else None, version)
 
 
 async def _log_serving(host: Host, model: str) -> None:
@@ -164,14 +188,18 @@ async def _finish(host: Host, model: str, old: str | None, version: str) -> None
             logger.warning("%s: drain: %s", host, error)
 
 
-async def _old_version(
-    host: Host, model: str, version: str, aliases: Mapping[str, str]
-) -> str | None:
+async def _old(
+    config: Config, registry: Registry, host: Host, version: str, aliases: Mapping[str, str]
+) -> Old | None:
     """Return the version to replace: that which serves, or did before a deploy that was killed.
 
     A deploy of the same version that was killed left the version that it was to replace in the
     store or as the champion; or, killed while it drained that one, as the previous champion.
+
+    Raises:
+        RolloutError: If its archive is lost.
     """
+    model = config.model
     served = [known.version for known in await host.torchserve.versions(model)]
     candidates = (
         *served[:1],
@@ -179,44 +207,16 @@ async def _old_version(
         aliases.get(CHAMPION),
         aliases.get(PREVIOUS),
     )
-    return next((old for old in candidates if old in served and old != version), None)
-
-
-@contextmanager
-def _staged(registry: Registry, model: str, version: str, store: Path) -> Iterator[None]:
-    """Keep the archive in a store, as ``<model>-<version>.mar``, while the block runs."""
-    # TorchServe loads archives from the store itself only; an unfinished copy must not lie there.
-    scratch = store / SCRATCH
-    mar = staged_path(store, model, version)
+    old = next((old for old in candidates if old in served and old != version), None)
+    if old is None:
+        return None
     try:
-        logger.info("%s: fetch %s %s", store, model, version)
-        try:
-            os.replace(registry.fetch(model, version, scratch), mar)
-        except (OSError, RegistryError) as error:
-            raise RolloutError(f"{store}: fetch: {error}") from error
-        yield
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        mar.unlink(missing_ok=True)
-
-
-def _commit(config: Config, registry: Registry, stores: Sequence[Path], version: str) -> None:
-    """Make the version the one that the next start serves, and the registry's champion."""
-    model = config.model
-    old_mar = stores[0] / f"{model}.mar"
-    old = stored_version(stores[0], model)
-    try:
-        if old not in (None, version) and not config.rollback:
-            # The way back must exist, even to a version that was never registered.
-            if old not in {e.version for e, _ in registry.listing() if e.model == model}:
-                registry.register(model, old, old_mar)
-            registry.promote(model, old)
-        with ExitStack() as undo:
-            for store in stores:
-                undo.enter_context(replaced(store, model, version))
-            registry.rollback(model) if config.rollback else registry.promote(model, version)
-    except (OSError, RegistryError) as error:
-        raise RolloutError(f"commit: {error}") from error
+        return Old(old, way_back(registry, model, old, host.store))
+    except RolloutError as error:
+        if not config.no_way_back and not config.shadow:
+            raise
+        logger.warning("%s: %s", host, error)
+        return Old(old, None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,6 +20,7 @@ from serving import run_folder, server, sidecar_process
 from serving.archive_file import ArchiveFile
 from serving.client import TorchServe, TorchServeError
 from serving.lifecycle import POLL_INTERVAL_S, drain_all, wait_until_ready, workers
+from serving.model_store import keep
 from serving.model_version import ModelVersion
 from serving.ports import check_ports
 from serving.settings import ServeError, Settings
@@ -76,6 +77,8 @@ def start(settings: Settings) -> int:
     with run_folder.claim(settings.run_folder):
         archives = read_archives(settings)
         check_ports(settings)
+        for name, archive in archives.items():
+            keep(archive.path, name, archive.version)
         torchserve = server.launch(settings, ",".join(f"{name}={name}.mar" for name in archives))
         # It imports its libraries while the models load.
         sidecar = sidecar_process.launch(settings, [*archives])

@@ -21,10 +21,12 @@ class Host:
     Attributes:
         torchserve: Client of the server.
         store: Folder that it serves from.
+        log: TorchServe's log if the server runs on this machine.
     """
 
     torchserve: TorchServe
     store: Path
+    log: Path | None
 
     def __str__(self) -> str:
         """The URL of its management API."""
@@ -74,6 +76,7 @@ def find_hosts(
         Host(
             TorchServe(inference_urls[i].rstrip("/"), url, keys[i % len(keys)], timeout_s),
             stores[i % len(stores)],
+            local.log if url == local.management_url else None,
         )
         for i, url in enumerate(urls)
     ]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 from serving import sidecar_process
 from serving.archive_file import CONFIG_FILE, ArchiveFile
@@ -71,20 +72,29 @@ async def check_load(settings: Settings, model: str, version: str) -> None:
     Raises:
         ServeError: If one died, with the handler's traceback.
     """
-    find_failure = partial(load_failure, settings.log, model, version)
-    if find_failure() is None:
+    if (found := await load_traceback(settings.log, model, version)) is None:
         return
-    # The traceback may follow the report of the death, or be lost; the next attempt repeats it.
-    deadline = time.monotonic() + TRACEBACK_TIMEOUT_S
-    while not find_failure() and time.monotonic() < deadline:
-        await asyncio.sleep(POLL_INTERVAL_S)
-    await asyncio.sleep(POLL_INTERVAL_S)  # it may have a second part
-    reason = find_failure() or f"it left no traceback; the log ends with:\n{tail(settings.log)}"
+    reason = found or f"it left no traceback; the log ends with:\n{tail(settings.log)}"
     raise ServeError(
         f"{model} {version}: a worker died while it loaded the model:\n{reason}\n"
         f"run: make train archive MODEL={model}; "
         "or leave the model out: make serve ENABLED_MODELS=<model>,<model>"
     )
+
+
+async def load_traceback(log: Path, model: str, version: str, since: int = 0) -> str | None:
+    """Return the traceback of a worker that died while it loaded a model, as `load_failure` does.
+
+    The traceback may follow the report of the death, or be lost; the next attempt repeats it.
+    """
+    find_failure = partial(load_failure, log, model, version, since)
+    if find_failure() is None:
+        return None
+    deadline = time.monotonic() + TRACEBACK_TIMEOUT_S
+    while not find_failure() and time.monotonic() < deadline:
+        await asyncio.sleep(POLL_INTERVAL_S)
+    await asyncio.sleep(POLL_INTERVAL_S)  # it may have a second part
+    return find_failure()
 
 
 def check_config(model: ModelVersion, archive: ArchiveFile) -> None:

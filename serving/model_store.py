@@ -1,7 +1,9 @@
-"""The archives in a model store, and their replacement."""
+"""The archives in a model store: what the next start serves, and every version that has served."""
 
 from __future__ import annotations
 
+import filecmp
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,17 +15,64 @@ from handlers.signature import verify_archive
 
 SCRATCH = ".deploying"  # a folder in each store
 
+logger = logging.getLogger(__name__)
+
 
 def stored_version(store: Path, model: str) -> str | None:
     """Return the version that the next start serves."""
-    with suppress(ArchiveError):
-        return verify_archive(store / f"{model}.mar").model_version
-    return None
+    return _version(store / f"{model}.mar")
 
 
 def staged_path(store: Path, model: str, version: str) -> Path:
     """Return the path of a version that is being deployed."""
     return store / f"{model}-{version}.mar"
+
+
+def kept_path(store: Path, model: str, version: str) -> Path:
+    """Return the path of the copy of a version that serves or has served."""
+    return store / model / f"{version}.mar"
+
+
+def keep(mar: Path, model: str, version: str) -> None:
+    """Keep a copy of an archive that is about to serve: the way back to it.
+
+    A copy, not a hard link, because ``cp`` overwrites a file in place.
+
+    Args:
+        mar: The archive, in its store.
+        model: Name of the model.
+        version: Version of the archive.
+    """
+    kept = kept_path(mar.parent, model, version)
+    if kept.exists() and filecmp.cmp(mar, kept, shallow=False):
+        return
+    part = kept.with_name(f".{kept.name}.part")
+    try:
+        kept.parent.mkdir(exist_ok=True)
+        shutil.copyfile(mar, part)
+        os.replace(part, kept)
+    except OSError as error:  # such as a store that is read-only
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        logger.warning("%s: cannot keep a copy, the way back: %s", kept, error.strerror)
+
+
+def find_kept(store: Path, model: str, version: str) -> Path | None:
+    """Return the archive of a version that serves or has served, if the store still has it."""
+    candidates = (store / f"{model}.mar", kept_path(store, model, version))
+    return next((mar for mar in candidates if _version(mar) == version), None)
+
+
+def remove_staged(store: Path, model: str) -> None:
+    """Remove what a deploy of the model that was killed has left; the store is locked."""
+    for mar in store.glob(f"{model}-*.mar"):
+        with suppress(ArchiveError):  # not one that a deploy has staged
+            signature = verify_archive(mar)
+            if signature.model_name == model and mar == staged_path(
+                store, model, signature.model_version
+            ):
+                mar.unlink()
+    shutil.rmtree(store / SCRATCH, ignore_errors=True)
 
 
 @contextmanager
@@ -41,3 +90,10 @@ def replaced(store: Path, model: str, version: str) -> Iterator[None]:
         else:
             mar.unlink()
         raise
+    keep(mar, model, version)
+
+
+def _version(mar: Path) -> str | None:
+    with suppress(ArchiveError):
+        return verify_archive(mar).model_version
+    return None

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
+
 
 @dataclass(frozen=True)
 class ModelVersion:
@@ -57,6 +59,15 @@ class ModelVersion:
     def ready(self) -> bool:
         """Whether all its workers have loaded the model."""
         return self.ready_workers >= max(self.min_workers, 1)
+
+    def largest_worker_bytes(self) -> int:
+        """Return the resident memory of its largest worker; the worker is on this machine.
+
+        Raises:
+            psutil.NoSuchProcess: If a worker has died.
+            ValueError: If a worker does not run yet, or there is none.
+        """
+        return max(psutil.Process(pid).memory_info().rss for pid in self.pids.values())
 
     def __str__(self) -> str:
         """Describe its workers: ``1/2 READY, 1 UNLOADING``."""

@@ -1,25 +1,20 @@
-"""Send the same requests to two versions of a served model, and compare their predictions."""
+"""Send the same requests to versions of a served model."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
-from scipy.stats import kendalltau
+from tqdm import tqdm
 
 from handlers.errors import UserError
 from serving.client import OK, TorchServe, TorchServeError
-
-TOP_K = 10
-
-Ranking = dict[Hashable, float]
 
 
 def read_requests(path: Path) -> list[bytes]:
@@ -77,106 +72,44 @@ class Replay:
         if status == OK:
             with suppress(orjson.JSONDecodeError, KeyError, TypeError):  # not from our handlers
                 predictions = orjson.loads(answer)["predictions"]
+            if _holds_null(predictions):  # what becomes of NaN in JSON
+                predictions = None
         self.predictions.append(predictions)
         if predictions is None:
             self.errors.append(f"{status}: {answer.decode(errors='replace')[:300]}")
 
 
 async def replay(
-    torchserve: TorchServe, model: str, versions: Sequence[str], bodies: Sequence[bytes]
+    torchserve: TorchServe,
+    model: str,
+    versions: Sequence[str],
+    bodies: Sequence[bytes],
+    is_hopeless: Callable[[Sequence[Replay]], bool] = lambda _: False,
 ) -> list[Replay]:
-    """Send every request to each version in turn, so that all have the same load."""
+    """Send every request to each version in turn, so that all have the same load.
+
+    Args:
+        torchserve: Client of the server.
+        model: Name of the model.
+        versions: Versions to send to.
+        bodies: The requests.
+        is_hopeless: Tells from the replays so far whether the rest can be left out.
+
+    Returns:
+        The replay of each version.
+    """
     replays = [Replay() for _ in versions]
-    for body in bodies:
+    for body in tqdm(bodies, desc="replaying", unit="request", leave=False, disable=None):
         for version, done in zip(versions, replays, strict=True):
             await done.send(torchserve, model, body, version)
+        if is_hopeless(replays):
+            break
     return replays
 
 
-@dataclass(frozen=True)
-class Distance:
-    """The distance between the predictions of two versions; NaN where the requests do not show it.
-
-    A ranking orders the rows of a request by score, or all rows if no request has several. The
-    spaces of two embedding models cannot be compared, so their rows are ranked by the inner product
-    with the first row. A recall model ranks its items.
-
-    Attributes:
-        mean_difference: Mean absolute difference of the scores.
-        max_difference: Largest absolute difference.
-        top_k_overlap: Share of the first version's top 10 (of fewer than 20, its first half) that
-            is in the other version's as well; the mean over the rankings.
-        kendall_tau: 1 for the same order, -1 for the reverse; the mean over the rankings.
-    """
-
-    mean_difference: float
-    max_difference: float
-    top_k_overlap: float
-    kendall_tau: float
-
-    @classmethod
-    def between(cls, old: Replay, new: Replay, output: str) -> Distance:
-        """Compare the requests that both versions answered, and the tasks that both have.
-
-        Args:
-            old: Replay of one version.
-            new: Replay of the other.
-            output: Type of a prediction: ``number``, ``vector`` or ``object``.
-        """
-        pairs = [
-            (_rows(a, output), _rows(b, output))
-            for a, b in zip(old.predictions, new.predictions, strict=True)
-            if a is not None and b is not None
-        ]
-        several = [pair for pair in pairs if len(pair[0]) > 1]
-        if not several:
-            several = [(list(chain(*(a for a, _ in pairs))), list(chain(*(b for _, b in pairs))))]
-        differences, overlaps, taus = [], [], []
-        for before, after in several:
-            rankings, others = dict(_rankings(before)), dict(_rankings(after))
-            for a, b in ((rankings[name], others[name]) for name in rankings if name in others):
-                common = sorted(a.keys() & b.keys(), key=str)
-                scores = np.array([[a[key], b[key]] for key in common]).reshape(-1, 2)
-                differences += np.abs(scores[:, 0] - scores[:, 1]).tolist()
-                k = min(TOP_K, max(1, len(a) // 2))
-                if a:
-                    overlaps.append(len(_top(a, k) & _top(b, k)) / k)
-                if len(set(scores[:, 0])) > 1 and len(set(scores[:, 1])) > 1:
-                    taus.append(float(kendalltau(scores[:, 0], scores[:, 1]).statistic))
-        return cls(
-            mean_difference=_mean(differences),
-            max_difference=max(differences, default=np.nan),
-            top_k_overlap=_mean(overlaps),
-            kendall_tau=_mean(taus),
-        )
-
-
-def _rows(predictions: list[Any], output: str) -> list[Any]:
-    """Return one prediction per row: a single row's may be the embedding itself."""
-    flat = output == "vector" and not isinstance(predictions[0], list)
-    return [predictions] if flat else predictions
-
-
-def _rankings(rows: list[Any]) -> Iterator[tuple[Hashable, Ranking]]:
-    """Yield rankings by name: of the rows, or of each row's items."""
-    if not rows:
-        return
-    first = rows[0]
-    if isinstance(first, list):
-        yield "vectors", {i: float(np.dot(row, first)) for i, row in enumerate(rows[1:])}
-    elif not isinstance(first, dict):
-        yield "numbers", dict(enumerate(rows))
-    elif "item_ids" in first:
-        for i, row in enumerate(rows):
-            yield i, dict(zip(row["item_ids"], row["scores"], strict=True))
-    else:
-        for task in first:
-            yield task, {i: row[task] for i, row in enumerate(rows)}
-
-
-def _top(ranking: Ranking, k: int) -> set[Hashable]:
-    return set(sorted(ranking, key=lambda key: -ranking[key])[:k])
-
-
-def _mean(values: list[float]) -> float:
-    return float(np.mean(values)) if values else float("nan")
+def _holds_null(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_null, value.values()))
+    if isinstance(value, list):
+        return any(map(_holds_null, value))
+    return value is None

@@ -16,6 +16,7 @@ from handlers.errors import ArchiveError, UserError
 from handlers.signature import verify_archive
 from serving.archive_file import SAMPLE_FILE, sample_request
 from serving.client import OK, TorchServe, TorchServeError
+from serving.model_store import keep
 from serving.model_version import ModelVersion
 
 LOAD_TIMEOUT_S = 120.0
@@ -92,6 +93,7 @@ async def roll_out(torchserve: TorchServe, mar: Path) -> Rollout:
             return Rollout(before, new)
         async with loaded(torchserve, model, new, mar):
             await torchserve.set_default(model, new)
+        await asyncio.to_thread(keep, mar, model, new)
     except (ArchiveError, RolloutError, TorchServeError) as error:
         return Rollout(before, before, str(error))
     if before is not None:

@@ -123,8 +123,14 @@ def _runs(group: int) -> bool:
     return False
 
 
-def load_failure(log: Path, model: str, version: str) -> str | None:
+def load_failure(log: Path, model: str, version: str, since: int = 0) -> str | None:
     """Look in the log for a worker that died while it loaded its model.
+
+    Args:
+        log: TorchServe's log.
+        model: Name of the model.
+        version: Its version.
+        since: Size that the log had in bytes before the version was loaded.
 
     Returns:
         The handler's traceback, empty while there is none; None if no worker has died.
@@ -133,7 +139,7 @@ def load_failure(log: Path, model: str, version: str) -> str | None:
     worker = re.escape(f"{model}_{version}")
     line = re.compile(rf" (W-\d+-{worker}(?:-stdout|-stderr)?) \| (.*)")
     messages: dict[str, list[str]] = {}
-    for match in line.finditer(log.read_text(encoding="utf-8", errors="replace")):
+    for match in line.finditer(log.read_bytes()[since:].decode(errors="replace")):
         messages.setdefault(match[1], []).append(match[2])
     if not any(_LOAD_FAILURE.match(message) for message in chain(*messages.values())):
         return None

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +150,7 @@ def make_archive(
     version: str = "1.0",
     config: str = CONFIG,
     golden: str = "",
+    features: Sequence[dict[str, Any]] = (),
 ) -> Path:
     """Package a handler's source as an archive that passes the same checks as a real one."""
     files = {
@@ -162,7 +163,7 @@ def make_archive(
         model_name=name,
         model_version=version,
         handler=f"{name}_handler.py",
-        features=[],
+        features=[*features],
         output={"type": "number"},
         libraries={},
         files={file: sha256(text.encode()) for file, text in files.items()},

@@ -118,10 +118,9 @@ class Trial:
             UserError: If a worker died.
         """
         served = await self._client.version(model, version)
-        pids = served.pids.values() if served else ()
         try:
-            return max(psutil.Process(pid).memory_info().rss for pid in pids)
-        except (psutil.NoSuchProcess, ValueError) as error:  # the pid is -1 until it is back
+            return served.largest_worker_bytes() if served else 0
+        except (psutil.NoSuchProcess, ValueError) as error:
             raise UserError(
                 f"{model} {version}: a worker died under load; try fewer rows or connections"
             ) from error

@@ -89,6 +89,10 @@ class Registry:
         """
         return self._read().model(model).find(model, version)
 
+    def has(self, model: str, version: str) -> bool:
+        """Whether a version is registered."""
+        return version in self._read().model(model).versions
+
     def aliases(self, model: str) -> dict[str, str]:
         """Return versions by alias, without the aliases that stand for none.
 
@@ -97,8 +101,10 @@ class Registry:
         """
         return self._read().model(model).aliases()
 
-    def register(self, model: str, version: str, mar: Path) -> Entry:
-        """Store an archive and add it as the challenger; doing it twice changes nothing.
+    def register(self, model: str, version: str, mar: Path, *, as_challenger: bool = True) -> Entry:
+        """Store an archive and add it, as the challenger unless it serves already.
+
+        Doing it twice changes nothing.
 
         Raises:
             ArchiveError: If the archive is damaged.
@@ -130,7 +136,8 @@ class Registry:
 
             def add(document: Document) -> None:
                 document.add(entry)
-                document.models[model].challenger = version
+                if as_challenger:
+                    document.models[model].challenger = version
 
             self._update(add)
         return entry

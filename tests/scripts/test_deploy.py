@@ -12,9 +12,9 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,19 +25,20 @@ import requests
 from archive.registry.documents import RegistryError
 from archive.registry.store import Registry
 from handlers.errors import UserError
-from handlers.signature import verify_archive
+from handlers.signature import Signature, verify_archive
 from scripts import deploy
-from serving import rollout
+from serving import contract, rollout
 from serving.client import TorchServe
+from serving.distance import Distance, lost_distinctions
 from serving.load import calling
-from serving.replay import Distance, Replay, read_requests
+from serving.replay import Replay, read_requests
 from serving.testing import ROOT, Server, make_archive, running_server
 
 MODEL = "deployed"
 CONNECTIONS = 32
 SWITCHES = 20
 
-# Scores a row by its x plus the version's number.
+# Scores a row by a feature plus the version's number.
 STAND_IN = """
 import json
 import logging
@@ -56,25 +57,37 @@ class Handler:
         return [self.answer(json.loads(row["body"])["data"]) for row in data]
 
     def answer(self, rows):
-        scores = [{number} + row.get("x", 0) for row in rows]
+        scores = [{number} + row.get("{feature}", 0) for row in rows]
         return json.dumps({{"predictions": scores}}).encode()
 """
 NUMBERS = {"v1": 100, "v2": 200, "v3": 300}
 ROWS = [{"x": x} for x in range(4)]
 
 
-# Loaded versions, default first; version of the next start; aliases; files of the store.
+# Loaded versions, default first; version of the next start; aliases; files of the store without
+# the folder of the versions that have served.
 Deployed = tuple[list[str], str, dict[str, str], list[str]]
 
 
 def archive(
-    folder: Path, version: str, number: int, at_load: str = "pass", at_call: str = "pass"
+    folder: Path,
+    version: str,
+    number: int,
+    at_load: str = "pass",
+    at_call: str = "pass",
+    feature: str = "x",
+    features: Sequence[dict[str, Any]] = (),
 ) -> Path:
     """Make an archive that adds a number; its golden rows expect ``NUMBERS[version]``."""
     folder.mkdir(exist_ok=True)
-    golden = {"rows": ROWS, "predictions": [NUMBERS[version] + row["x"] for row in ROWS]}
-    source = STAND_IN.format(number=number, at_load=at_load, at_call=at_call)
-    return make_archive(folder, MODEL, source, version=version, golden=json.dumps(golden))
+    golden = {
+        "rows": [{feature: row["x"]} for row in ROWS],
+        "predictions": [NUMBERS[version] + row["x"] for row in ROWS],
+    }
+    source = STAND_IN.format(number=number, at_load=at_load, at_call=at_call, feature=feature)
+    return make_archive(
+        folder, MODEL, source, version=version, golden=json.dumps(golden), features=features
+    )
 
 
 @dataclass(frozen=True)
@@ -103,7 +116,7 @@ class World:
             *("--inference-url", self.server.inference_url),
             *("--model-store", str(self.store)),
             *("--key-file", str(self.server.run_folder / "key_file.json")),
-            *("--watch-s", "0.3"),
+            *("--watch-s", "0.3", "--ungated", "a test"),
         ]
 
     def deploy(self, *flags: str) -> int:
@@ -113,7 +126,7 @@ class World:
     def deployed(self) -> Deployed:
         """Return what is deployed."""
         stored = verify_archive(self.store / f"{MODEL}.mar").model_version
-        files = sorted(path.name for path in self.store.iterdir())
+        files = sorted(path.name for path in self.store.iterdir() if path.name != MODEL)
         return versions(self.server), stored, self.registry.aliases(MODEL), files
 
 
@@ -155,12 +168,15 @@ def world(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wo
     """Make v1 serve and be the champion, whatever the previous test left."""
     # The stand-in answers within milliseconds: no need to wait for a second.
     monkeypatch.setattr(rollout, "SERVICE_TIME_S", 0.2)
+    # By these the command knows that the server runs on this machine.
+    for name in ("INFERENCE_PORT", "MANAGEMENT_PORT", "LOG_LOCATION"):
+        monkeypatch.setenv(name, server.env[name])
     world = World(server, Registry(tmp_path / "registry"))
     for version in ("v1", "v2"):
         mar = archive(tmp_path / version, version, NUMBERS[version])
         world.registry.register(MODEL, version, mar)
     if versions(server) != ["v1"]:
-        assert world.deploy("--version", "v1", "--watch-s", "0") == 0
+        assert world.deploy("--version", "v1", "--watch-s", "0", "--allow-contract-change") == 0
     world.registry.promote(MODEL, "v1")
     assert world.deployed()[:2] == (["v1"], "v1")
     return world
@@ -220,6 +236,14 @@ def test_twenty_switches_under_load_lose_no_request(world: World) -> None:
     assert world.deployed() == deployed("v1", previous="v2")
 
 
+CONSTANT = "deployed v3: golden.json: row 1: training computed 301, this handler computes 300"
+# Answers as if all rows were empty.
+CONSTANT_AFTER = (
+    "self.calls += 1; self.calls < {} or "
+    "[row.update(body='{{\"data\": [{{}}, {{}}, {{}}, {{}}]}}') for row in data]"
+)
+
+
 @dataclass(frozen=True)
 class Fault:
     """A version that must not be served.
@@ -229,22 +253,38 @@ class Fault:
         number: Number that it adds to a row's x; its golden rows expect 300.
         at_load: Statement that its handler runs at load.
         at_call: Statement that its handler runs at each call.
+        feature: Feature that it reads.
     """
 
     message: str
     number: int = 300
     at_load: str = "pass"
     at_call: str = "pass"
+    feature: str = "x"
 
 
 FAULTS = {
-    "dies": Fault("load: deployed v3: a worker died", at_load="1 / 0"),
+    "dies": Fault(
+        "load: deployed v3: a worker died while it loaded the model: ZeroDivisionError",
+        at_load="1 / 0",
+    ),
     "computes_something_else": Fault("golden rows: deployed v3: golden.json: row 0", number=400),
     "is_slow": Fault("replay: p99: expected at most 250 ms", at_call="time.sleep(0.3)"),
-    # The sample, the golden rows and the five requests of the replay come before the switch.
+    "ignores_the_feature": Fault(
+        "replay: rows that the old version tells apart get the same prediction, such as 300, "
+        "in 1 of 1 cases",
+        feature="y",
+    ),
+    "is_soon_constant": Fault(f"replay: {CONSTANT}", at_call=CONSTANT_AFTER.format(4)),
+    # The sample, the golden rows twice and the five requests of the replay come before the switch.
+    "is_constant_later": Fault(
+        "watch: of 1 requests 0 failed, 0 took more than 250 ms (--max-p99-ms) and 1 were answered "
+        "otherwise than in the replay",
+        at_call=CONSTANT_AFTER.format(9),
+    ),
     "fails_later": Fault(
-        "watch: 1 of 1 requests failed",
-        at_call="self.calls += 1; assert self.calls < 8",
+        "watch: of 1 requests 1 failed",
+        at_call="self.calls += 1; assert self.calls < 9",
     ),
 }
 
@@ -259,13 +299,15 @@ def test_broken_version_is_removed(
 ) -> None:
     caplog.set_level(logging.INFO)
     broken = FAULTS[fault]
-    mar = archive(tmp_path / "v3", "v3", broken.number, broken.at_load, broken.at_call)
+    mar = archive(
+        tmp_path / "v3", "v3", broken.number, broken.at_load, broken.at_call, broken.feature
+    )
     world.registry.register(MODEL, "v3", mar)
     before = world.deployed()
     assert world.deploy("--version", "v3", "--max-p99-ms", "250") == 1
     assert broken.message in capsys.readouterr().err
     assert f"{world.server.management_url}: {MODEL} v1 serves" in caplog.text
-    assert (": switch" in caplog.text) == (fault == "fails_later")
+    assert (": switch" in caplog.text) == ("later" in fault)
     assert world.deployed() == before
 
 
@@ -284,6 +326,73 @@ def test_rollback_takes_one_command(world: World) -> None:
     assert world.deploy("--version", "v2") == 0
     assert world.deploy("--rollback") == 0
     assert world.deployed() == deployed("v1")
+
+
+def test_the_version_that_serves_is_kept_and_registered(world: World, tmp_path: Path) -> None:
+    """Users package v2, which replaces v1's file, and register it; v1 was never registered."""
+    registry = Registry(tmp_path / "fresh")
+    mar = archive(world.store, "v2", 200)
+    registry.register(MODEL, "v2", mar)
+    fresh = World(world.server, registry)
+    assert fresh.deploy("--version", "v2") == 0
+    assert fresh.deployed() == deployed("v2", previous="v1")
+    assert registry.entry(MODEL, "v2").ungated == "a test"
+    assert fresh.deploy("--rollback") == 0
+    assert fresh.deployed() == deployed("v1")
+
+
+def test_without_a_way_back_nothing_is_loaded(
+    world: World,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    registry = Registry(tmp_path / "fresh")
+    registry.register(MODEL, "v2", archive(world.store, "v2", 200))
+    shutil.rmtree(world.store / MODEL)
+    fresh = World(world.server, registry)
+    assert fresh.deploy("--version", "v2") == 1
+    assert "deployed v1 serves, and there is no way back to it" in capsys.readouterr().err
+    assert ": load" not in caplog.text
+    assert fresh.deployed()[:3] == (["v1"], "v2", {"challenger": "v2"})
+    assert fresh.deploy("--version", "v2", "--no-way-back") == 0
+    assert fresh.deployed() == deployed("v2")
+
+
+def test_a_changed_contract_needs_a_flag(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features = [{"name": "age", "kind": "number"}]
+    mar = archive(tmp_path / "v3", "v3", 300, features=features)
+    world.registry.register(MODEL, "v3", mar)
+    before = world.deployed()
+    assert world.deploy("--version", "v3") == 1
+    message = "contract: deployed v3 differs from v1 for callers: feature age (number) added"
+    assert message in capsys.readouterr().err
+    assert world.deployed() == before
+    assert world.deploy("--version", "v3", "--allow-contract-change") == 0
+    assert world.deployed()[0] == ["v3"]
+    assert world.deploy("--rollback") == 0
+    assert world.deployed() == before
+
+
+def test_a_worker_that_takes_much_more_memory_is_reported(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mar = archive(tmp_path / "v3", "v3", 300, at_load="Handler.ballast = b'x' * 800_000_000")
+    world.registry.register(MODEL, "v3", mar)
+    assert world.deploy("--version", "v3", "--shadow") == 0
+    assert re.search(r"a worker of deployed v3 takes .* times as much", caplog.text)
+
+
+def test_a_version_needs_the_consent_of_the_gate(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = world.deployed()
+    assert world.deploy("--version", "v2", "--ungated", "") == 1
+    assert "deployed v2 was not judged; run: make evaluate" in capsys.readouterr().err
+    assert world.deployed() == before
 
 
 @contextmanager
@@ -341,11 +450,11 @@ def test_a_commit_that_fails_goes_back(
     before = world.deployed()
     promote = Registry.promote
 
-    def fail(registry: Registry, model: str, version: str) -> str:
+    def fail(registry: Registry, model: str, version: str, ungated: str = "") -> str:
         if version == "v2":
             assert verify_archive(world.store / f"{MODEL}.mar").model_version == "v2"
             raise RegistryError("the bucket is gone")
-        return promote(registry, model, version)
+        return promote(registry, model, version, ungated)
 
     monkeypatch.setattr(Registry, "promote", fail)
     assert world.deploy("--version", "v2") == 1
@@ -371,7 +480,7 @@ def test_two_hosts_switch_together_or_not_at_all(
             return deploy.main(
                 [
                     *("--model", MODEL, "--version", "v3", "--watch-s", "0.3"),
-                    *("--registry", str(world.registry.folder)),
+                    *("--registry", str(world.registry.folder), "--ungated", "a test"),
                     *("--service-url", world.server.management_url, other.management_url),
                     *("--inference-url", world.server.inference_url, other.inference_url),
                     *("--model-store", str(world.store), str(store)),
@@ -426,6 +535,44 @@ def test_the_distance_of_two_versions(
 ) -> None:
     distance = Distance.between(Replay(old), Replay(new), output)
     assert astuple(distance) == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_lost"),
+    [
+        ([[1.0, 2.0, 3.0]], [[0.5, 0.5, 0.5]], True),
+        ([[1.0, 2.0], [3.0, 4.0]], [[5.0, 5.0], [6.0, 7.0]], False),  # in half of the cases
+        ([[1.0], [2.0]], [[5.0], [5.0]], True),
+        ([[1.0, 1.0]], [[5.0, 5.0]], False),
+        ([[1.0, 2.0], None], [None, [5.0, 5.0]], False),
+        ([[{"a": 1.0, "b": 1.0}, {"a": 2.0, "b": 2.0}]], [[{"a": 3.0}, {"a": 3.0}]], True),
+        ([[[1.0, 0.0], [0.0, 1.0]]], [[[1.0, 1.0], [1.0, 1.0]]], True),
+    ],
+)
+def test_lost_distinctions(old: list[Any], new: list[Any], is_lost: bool) -> None:
+    output = "vector" if isinstance(old[0][0], list) else "object"
+    assert (lost_distinctions(Replay(old), Replay(new), output) is not None) == is_lost
+
+
+def test_what_callers_must_know_of_a_new_version() -> None:
+    def signature(kinds: dict[str, str], output: dict[str, Any]) -> Signature:
+        features = [{"name": name, "kind": kind} for name, kind in kinds.items()]
+        return Signature("m", "v", "m_handler.py", features, output, {}, {}, "space")
+
+    old = signature({"age": "number", "city": "category"}, {"type": "number"})
+    new = signature({"city": "multi", "tags": "multi"}, {"type": "vector", "length": 4})
+    assert list(contract.changes(old, old)) == []
+    assert list(contract.changes(old, new)) == [
+        "feature age (number) removed",
+        "feature city: category became multi",
+        "feature tags (multi) added",
+        "output: number became vector of length 4",
+    ]
+    turned = signature({"city": "category", "age": "number"}, {"type": "number"})
+    [order] = contract.changes(old, turned)
+    assert order.endswith("now city, age")
+    assert contract.space_change(old, new) is None
+    assert contract.space_change(old, replace(new, space_id=None)) is not None
 
 
 @pytest.mark.parametrize(
