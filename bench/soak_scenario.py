@@ -126,7 +126,8 @@ class Scenario:
         deploy = subprocess.run(
             [
                 *(sys.executable, "-m", "scripts.deploy", "--model", model),
-                *("--version", versions[0], "--watch-s", "2"),
+                *("--version", versions[0], "--watch-s", "2", "--ungated", "a soak"),
+                "--allow-contract-change",  # each training run has a vector space of its own
                 *("--registry", self.registry.folder, "--model-store", self.store),
                 *("--service-url", server.management_url),
                 *("--inference-url", server.inference_url),

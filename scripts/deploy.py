@@ -139,14 +139,19 @@ async def deploy(config: Config) -> None:
             requests=requests,
             shadow=config.shadow,
             watch_s=config.watch_s,
-            limits=Limits(config.max_p99_ms, config.max_error_share, config.allow_contract_change),
+            limits=Limits(
+                config.max_p99_ms,
+                config.max_error_share,
+                # A rollback goes back to a contract that the callers know.
+                allow_contract_change=config.allow_contract_change or config.rollback,
+            ),
             index_uri=settings.index_uri,
         )
         aliases = registry.aliases(model)
-        olds = [await _old(config, registry, host, version, aliases) for host in hosts]
         try:
             for store in stores:
                 stack.enter_context(staged(registry, model, version, store))
+            olds = [await _old(config, registry, host, version, aliases) for host in hosts]
             async with AsyncExitStack() as undo:
                 await takeover.run(hosts, olds, undo)
                 if not config.shadow:
