@@ -138,7 +138,7 @@ def test_deploy_and_death_of_a_server_lose_only_the_requests_in_flight(
     ):
         wait_for(url)
         with load(url) as seen:
-            flags = ["--model", MODEL, "--version", "v2", "--watch-s", "1"]
+            flags = ["--model", MODEL, "--version", "v2", "--watch-s", "1", "--ungated", "a test"]
             flags += ["--registry", str(registry.folder)]
             flags += ["--service-url", a.management_url, b.management_url]
             flags += ["--inference-url", a.inference_url, b.inference_url]
