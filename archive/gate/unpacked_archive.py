@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from archive.files import scratch_folder
 from archive.gate import isolated_worker
 from handlers.errors import ArchiveError
 from handlers.signature import Signature, verify_archive
@@ -76,8 +76,7 @@ class UnpackedArchive:
             ArchiveError: If the archive cannot be loaded, or fails on a row.
         """
         items = evaluation.items()
-        with tempfile.TemporaryDirectory(prefix="recmar-gate-") as scratch:
-            work = Path(scratch)
+        with scratch_folder("gate") as work:
             with (work / isolated_worker.REQUESTS_FILE).open("wb") as file:
                 for rows in row_lists:
                     for start in range(0, len(rows), REQUEST_ROWS):
