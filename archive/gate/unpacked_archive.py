@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from archive.files import scratch_folder
+from archive.files import digest, scratch_folder
 from archive.gate import isolated_worker
 from handlers.errors import ArchiveError
 from handlers.signature import Signature, verify_archive
@@ -32,11 +32,13 @@ class UnpackedArchive:
         folder: Folder that it was unpacked to.
         signature: Its signature.
         meta: Its meta file.
+        sha256: Hash of the archive.
     """
 
     folder: Path
     signature: Signature
     meta: dict[str, Any]
+    sha256: str
 
     @classmethod
     def unpack(cls, mar: Path, folder: Path) -> UnpackedArchive:
@@ -53,7 +55,7 @@ class UnpackedArchive:
         signature = verify_archive(mar)
         with zipfile.ZipFile(mar) as packed:
             packed.extractall(folder)
-        return cls(folder, signature, artifacts.read_meta(folder))
+        return cls(folder, signature, artifacts.read_meta(folder), digest(mar))
 
     @property
     def version(self) -> str:

@@ -74,7 +74,7 @@ class Registry:
 
     def has(self, model: str, version: str) -> bool:
         """Whether a version is registered."""
-        return version in self._read().model(model).versions
+        return version in self._storage.read().model(model).versions
 
     def aliases(self, model: str) -> dict[str, str]:
         """Return versions by alias, without the aliases that stand for none.
