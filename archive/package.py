@@ -11,7 +11,6 @@ import json
 import logging
 import shutil
 import sys
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from model_archiver.model_packaging_utils import ModelExportUtils
 from rich.progress import track
 
 from archive import catalog
-from archive.files import replacing
+from archive.files import replacing, scratch_folder
 from handlers import logs
 from handlers.errors import ArchiveError, UserError
 from handlers.signature import (
@@ -83,10 +82,10 @@ def package(model: catalog.Model, version: str | None, config: Config) -> Path:
     folder = artifacts.find(model.artifacts, version, config.artifacts_dir)
     handler = _load_and_prove(model, folder)
     mar = config.store / f"{model.name}.mar"
-    with tempfile.TemporaryDirectory(prefix="recmar-package-") as scratch:
-        stage = Path(scratch) / "stage"
+    with scratch_folder("package") as scratch:
+        stage = scratch / "stage"
         _stage(model, folder, handler, stage)
-        packed = _archive(model, handler.meta["model_version"], stage, Path(scratch))
+        packed = _archive(model, handler.meta["model_version"], stage, scratch)
         with replacing(mar) as part:
             _rewrite(packed, part)
             verify_archive(part)

@@ -1,8 +1,8 @@
 """Judge a new version of a model: ``python -m scripts.evaluate --model deepfm --version v2``.
 
 The archives of both versions score the same test split, each in a process that sees nothing else,
-and the code that training measures with measures the result. Exit status: 0 the new version may
-ship, 1 it may not, 2 there is no verdict.
+and the code that training measures with measures the result. The verdict goes to the registry, for
+a deploy to find. Exit status: 0 the new version may ship, 1 it may not, 2 there is no verdict.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Config(GateConfig):
     """Judge a new version of a model against the one that serves.
 
     Attributes:
-        report: File of the report; by default reports/<model>/<version>/report.html.
+        report: File of the report; by default reports/<model>/<version>/report.html. The registry
+            keeps a copy of it.
     """
 
     report: Path | None = None
@@ -81,9 +82,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     logs.to_stderr(logging.WARNING)
     logging.getLogger("ts").setLevel(logging.ERROR)  # TorchServe warns of missing accelerators
     try:
-        page = judge(config)
-        path = config.report or Path("reports", page.model, page.comparison.new.name, "report.html")
+        judgement = judge(config)
+        page = judgement.page
+        version = page.comparison.new.name
+        path = config.report or Path("reports", page.model, version, "report.html")
         page.save(path)
+        config.open_registry().record_verdict(
+            version, judgement.verdict, judgement.archives, path.read_bytes()
+        )
     except (UserError, OSError) as error:
         logger.error("%s", error)
         return NOT_JUDGED
@@ -96,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for note in page.notes:
         print(f"note: {note}")
     print(f"report: {path}")
+    place = f"bucket {config.s3_bucket}" if config.s3_bucket else config.registry
+    print(f"verdict: in the registry, {place}, for {', '.join(judgement.archives)} {version}")
     for failure in comparison.failures:
         print(f"FAIL {failure}")
     if comparison.failures:

@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from archive import catalog, package
+from archive.files import scratch_folder
 from archive.registry.documents import CHALLENGER, CHAMPION, RegistryError
 from archive.registry.store import RegistryConfig
 from handlers import logs
@@ -55,8 +55,8 @@ class Register(RegistryConfig):
         for model in models:
             if self.model not in (model.name, model.artifacts):
                 continue
-            with tempfile.TemporaryDirectory(prefix="recmar-register-") as scratch:
-                config = package.Config(store=Path(scratch), artifacts_dir=self.model_dir)
+            with scratch_folder("register") as scratch:
+                config = package.Config(store=scratch, artifacts_dir=self.model_dir)
                 mar = package.package(model, version, config)
                 entry = self.open_registry().register(model.name, version, mar)
             print(f"{entry.model} {entry.version} {self.registry / entry.path}")
@@ -68,10 +68,12 @@ class List(RegistryConfig):
 
     def run(self) -> None:
         """Print a table of all versions."""
-        table = Table("model", "version", "alias", "sha256", "registered", box=box.SIMPLE_HEAD)
+        look: Any = {"box": box.SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True}
+        table = Table("model", "version", "alias", "gate", "sha256", "registered", **look)
         for entry, aliases in self.open_registry().listing():
             time = entry.registered_at[:16].replace("T", " ")
-            table.add_row(entry.model, entry.version, " ".join(aliases), entry.sha256[:8], time)
+            named = " ".join(aliases)
+            table.add_row(entry.model, entry.version, named, entry.gate, entry.sha256[:8], time)
         if not table.row_count:
             raise RegistryError(
                 f"{self.s3_bucket or self.registry} has no models; "
@@ -105,14 +107,18 @@ class Promote(RegistryConfig):
     Attributes:
         model: Name of the model.
         version: A version or an alias.
+        ungated: Why the version may serve although the gate refused it or has not judged it.
     """
 
     model: str
     version: str = CHALLENGER
+    ungated: str = ""
 
     def run(self) -> None:
         """Move the alias."""
-        version = self.open_registry().promote(self.model, self.version)
+        registry = self.open_registry()
+        registry.check_gate(self.model, self.version, self.ungated)
+        version = registry.promote(self.model, self.version, self.ungated)
         print(f"{self.model} {version} is the champion")
 
 
@@ -183,6 +189,23 @@ class Pull(RegistryConfig):
                 print(f"{registry.fetch(name, entry.version, self.store)} {entry.version}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rebuild(RegistryConfig):
+    """Write a registry.json that was lost or damaged anew, from the archives.
+
+    Every archive is checked. Aliases, verdicts and dates come from registry.json or, if that is
+    not readable, from its copy.
+    """
+
+    def run(self) -> None:
+        """Write it, and print what it holds and what it could not take."""
+        registry = self.open_registry()
+        for problem in registry.rebuild():
+            logger.warning("%s", problem)
+        for entry, aliases in registry.listing():
+            print(" ".join((entry.model, entry.version, *aliases)))
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "register": Register,
     "list": List,
@@ -191,6 +214,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "rollback": Rollback,
     "prune": Prune,
     "pull": Pull,
+    "rebuild": Rebuild,
 }
 
 

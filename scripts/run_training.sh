@@ -137,7 +137,7 @@ chain() {
   fi
   while read -r -u 3 name _; do
     attempt deploy "$py" -m scripts.deploy --model "$name" --version "$version" \
-      "${place[@]}" "${hosts[@]}" || return
+      "${place[@]}" "${hosts[@]}" ${skip_eval:+--ungated "run_training.sh --skip-eval"} || return
   done 3<"$registered"
 }
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pydantic
 from rich.console import Console
 
 from archive import catalog, package
+from archive.files import scratch_folder
 from archive.gate.compare import Scored, compare
+from archive.gate.reference import Reference, choose_reference
 from archive.gate.report import Page
 from archive.gate.scoring import score
 from archive.gate.unpacked_archive import UnpackedArchive
-from archive.registry.documents import CHAMPION, RegistryError
+from archive.gate.verdict import archives_of_run, verdict_on
+from archive.registry.documents import RegistryError, Verdict
 from archive.registry.store import RegistryConfig
 from handlers.errors import UserError
 from training import artifacts
@@ -33,8 +35,8 @@ class GateConfig(RegistryConfig):
     Attributes:
         model: Name of the model.
         version: Version to judge, or an alias; the newest that was trained by default.
-        current_version: Version to judge it against; by default the registry's champion, or the
-            baselines if there is none.
+        current_version: Version to judge it against; by default the one that serves on this
+            machine, or else the registry's champion, or the baselines if there is none.
         data_path: Data whose test split to judge on, as training takes it; by default the data
             that the new version was trained on.
         min_ratio: Metrics that must reach a share of the current version's: auc=0.99.
@@ -53,7 +55,22 @@ class GateConfig(RegistryConfig):
     model_dir: Path = artifacts.ARTIFACTS
 
 
-def judge(config: GateConfig) -> Page:
+@dataclass(frozen=True)
+class Judgement:
+    """What the gate found.
+
+    Attributes:
+        page: The report.
+        verdict: The verdict, for the registry.
+        archives: sha256 of each archive of the training run, by model.
+    """
+
+    page: Page
+    verdict: Verdict
+    archives: Mapping[str, str]
+
+
+def judge(config: GateConfig) -> Judgement:
     """Run both versions over the test split, and compare what they are worth.
 
     Raises:
@@ -62,11 +79,17 @@ def judge(config: GateConfig) -> Page:
     """
     model = catalog.get(config.model)
     version = config.version or artifacts.find(model.artifacts, None, config.model_dir).name
-    current = config.current_version or config.open_registry().aliases(model.name).get(CHAMPION, "")
-    with TemporaryDirectory(prefix="recmar-evaluate-") as scratch:
-        folder = Path(scratch)
+    registry = config.open_registry()
+    registry.check_writable()  # rather now than when the verdict is there
+    with scratch_folder("evaluate") as folder:
         new = open_archive(config, version, folder / "new")
-        old = open_archive(config, current, folder / "old") if current else None
+        others = package.Config(store=folder / "others", artifacts_dir=config.model_dir)
+        archives = archives_of_run(registry, model, new.version, new.sha256, others)
+        if config.current_version:
+            reference = Reference(config.current_version, "")
+        else:
+            reference = choose_reference(registry, model.name, new.version)
+        old = open_reference(config, reference, folder / "old")
         if old is not None and old.version == new.version:
             raise UserError(
                 f"{model.name} {new.version} is the current version itself; "
@@ -81,9 +104,9 @@ def judge(config: GateConfig) -> Page:
             if old is None:
                 results_by_name = evaluation.baselines()
                 baselines = {name: Scored(name, r, {}) for name, r in results_by_name.items()}
-                reference = baselines.pop(evaluation.floor)
+                current = baselines.pop(evaluation.floor)
             else:
-                reference = score(old, evaluation)
+                current = score(old, evaluation)
         min_ratio, max_ratio = dict(evaluation.min_ratio), dict(evaluation.max_ratio)
         if old is None:  # a first version must be no worse than a baseline
             min_ratio = dict.fromkeys(min_ratio, 1.0)
@@ -91,16 +114,18 @@ def judge(config: GateConfig) -> Page:
         min_ratio |= parse_ratios("--min-ratio", config.min_ratio)
         max_ratio |= parse_ratios("--max-ratio", config.max_ratio)
         with _spinner("comparing"):
-            comparison = compare(
-                evaluation, reference, candidate, min_ratio, max_ratio, config.slice
-            )
-        return Page(
+            comparison = compare(evaluation, current, candidate, min_ratio, max_ratio, config.slice)
+        page = Page(
             model.name,
             comparison,
             evaluation,
             {name: evaluation.report(scored.results) for name, scored in baselines.items()},
-            list(notes(new, old, evaluation)),
+            [
+                *([f"compared with {reference.reason}"] if reference.reason else []),
+                *notes(new, old, evaluation),
+            ],
         )
+        return Judgement(page, verdict_on(page, old.version if old else ""), archives)
 
 
 def open_archive(config: GateConfig, version: str, folder: Path) -> UnpackedArchive:
@@ -129,6 +154,20 @@ def open_archive(config: GateConfig, version: str, folder: Path) -> UnpackedArch
     else:
         mar = registry.fetch(config.model, version, folder)
     return UnpackedArchive.unpack(mar, folder / "unpacked")
+
+
+def open_reference(
+    config: GateConfig, reference: Reference, folder: Path
+) -> UnpackedArchive | None:
+    """Unpack the archive of the version to compare with; None stands for the baselines.
+
+    Raises:
+        ArchiveError: If the archive is damaged.
+        UserError: If there are neither an archive nor artifacts.
+    """
+    if reference.mar is not None:
+        return UnpackedArchive.unpack(reference.mar, folder)
+    return open_archive(config, reference.version, folder) if reference.version else None
 
 
 def held_out(

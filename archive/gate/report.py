@@ -48,7 +48,7 @@ class Page:
         comparison: The verdict and what led to it.
         evaluation: The test split.
         baselines: Reports of further baselines, for a first version.
-        notes: Reasons why the comparison may be unfair.
+        notes: Why this reference, and why the comparison may be unfair.
     """
 
     model: str

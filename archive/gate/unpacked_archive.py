@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from archive.files import digest, scratch_folder
 from archive.gate import isolated_worker
 from handlers.errors import ArchiveError
 from handlers.signature import Signature, verify_archive
@@ -32,11 +32,13 @@ class UnpackedArchive:
         folder: Folder that it was unpacked to.
         signature: Its signature.
         meta: Its meta file.
+        sha256: Hash of the archive.
     """
 
     folder: Path
     signature: Signature
     meta: dict[str, Any]
+    sha256: str
 
     @classmethod
     def unpack(cls, mar: Path, folder: Path) -> UnpackedArchive:
@@ -53,7 +55,7 @@ class UnpackedArchive:
         signature = verify_archive(mar)
         with zipfile.ZipFile(mar) as packed:
             packed.extractall(folder)
-        return cls(folder, signature, artifacts.read_meta(folder))
+        return cls(folder, signature, artifacts.read_meta(folder), digest(mar))
 
     @property
     def version(self) -> str:
@@ -76,8 +78,7 @@ class UnpackedArchive:
             ArchiveError: If the archive cannot be loaded, or fails on a row.
         """
         items = evaluation.items()
-        with tempfile.TemporaryDirectory(prefix="recmar-gate-") as scratch:
-            work = Path(scratch)
+        with scratch_folder("gate") as work:
             with (work / isolated_worker.REQUESTS_FILE).open("wb") as file:
                 for rows in row_lists:
                     for start in range(0, len(rows), REQUEST_ROWS):

@@ -1,4 +1,4 @@
-"""The registry's records: an entry for each archive, and the aliases of each model."""
+"""The registry's records: an entry for each archive, and the gate's verdict on it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import json
 import os
 import socket
 import zipfile
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from archive.files import digest
-from handlers.errors import UserError
+from handlers.errors import ArchiveError, UserError
 from handlers.signature import verify_archive
 from training.artifacts import META_PATTERN
 
 REGISTRY_FILE = "registry.json"
+COPY_FILE = "registry.json.copy"  # written after it; for rebuild
 CHAMPION, CHALLENGER, PREVIOUS = ALIASES = ("champion", "challenger", "previous")
 
 
@@ -119,29 +120,37 @@ class Entry:
         """Describe an archive that is about to be registered.
 
         Raises:
-            ArchiveError: If the archive is damaged.
+            ArchiveError: If the archive is damaged, or its meta file.
         """
         signature = verify_archive(mar)
         described = signature.to_json()
         del described["files"]
-        meta: dict[str, Any] = {}
-        with zipfile.ZipFile(mar) as archive:
-            for name in archive.namelist():
-                if PurePath(name).match(META_PATTERN) and "/" not in name:
-                    meta = json.loads(archive.read(name))
         model, version = signature.model_name, signature.model_version
-        return cls(
-            model=model,
-            version=version,
-            sha256=digest(mar),
-            signature=described,
-            metrics=meta.get("metrics", {}),
-            data_sha256=meta.get("data_sha256"),
-            git_sha=meta.get("git_sha"),
-            registered_by=whoami(),
-            registered_at=now(),
-            path=f"{model}/{version}/{model}.mar",
-        )
+        meta: dict[str, Any] = {}
+        try:
+            with zipfile.ZipFile(mar) as archive:
+                for name in archive.namelist():
+                    if PurePath(name).match(META_PATTERN) and "/" not in name:
+                        meta = json.loads(archive.read(name))
+            entry = cls(
+                model=model,
+                version=version,
+                sha256=digest(mar),
+                signature=described,
+                metrics=meta.get("metrics", {}),
+                data_sha256=meta.get("data_sha256"),
+                git_sha=meta.get("git_sha"),
+                registered_by=whoami(),
+                registered_at=now(),
+                path=f"{model}/{version}/{model}.mar",
+            )
+            # What registry.json could not hold, such as NaN, would make it unreadable.
+            return msgspec.json.decode(msgspec.json.encode(entry), type=cls)
+        except (ValueError, AttributeError) as error:
+            raise ArchiveError(
+                f"{mar}: expected a {META_PATTERN} with metrics, data_sha256 and git_sha, got: "
+                f"{error}; train again"
+            ) from error
 
     def check_same(self, known: Entry) -> None:
         """Check that this is the archive that is registered under the same version.
@@ -167,184 +176,6 @@ class Entry:
                 f"{self.path} was altered: expected sha256 {self.sha256[:12]}..., "
                 f"got {got[:12]}...; register {self.model} {self.version} again"
             )
-
-
-@dataclass
-class RegisteredModel:
-    """The versions of a model and their aliases.
-
-    Attributes:
-        champions: Versions that serve or served, the current one last.
-        challenger: The newest version, until it is promoted.
-        versions: Entries by version, in the order of registration.
-        verdicts: Verdicts on archives that are not registered, by their sha256.
-    """
-
-    champions: list[str] = field(default_factory=list)
-    challenger: str | None = None
-    versions: dict[str, Entry] = field(default_factory=dict)
-    verdicts: dict[str, Verdict] = field(default_factory=dict)
-
-    def aliases(self) -> dict[str, str]:
-        """Return versions by alias, without the aliases that stand for none."""
-        versions = {
-            CHAMPION: self.champions[-1] if self.champions else None,
-            PREVIOUS: self.champions[-2] if len(self.champions) > 1 else None,
-            CHALLENGER: self.challenger,
-        }
-        return {alias: version for alias, version in versions.items() if version}
-
-    def find(self, model: str, version: str) -> Entry:
-        """Return the entry of a version or of an alias.
-
-        Args:
-            model: The model's name, for the message.
-            version: A version or an alias.
-
-        Raises:
-            RegistryError: If there is none.
-        """
-        aliases = self.aliases()
-        if version in ALIASES and version not in aliases:
-            missing = "previous champion" if version == PREVIOUS else version
-            raise RegistryError(f"{model} has no {missing}; {self._summary()}")
-        entry = self.versions.get(aliases.get(version, version))
-        if entry is None:
-            raise RegistryError(
-                f"the registry has no version {version} of {model}; {self._summary()}"
-            )
-        return entry
-
-    def add(self, entry: Entry) -> None:
-        """Add an entry with the verdict on its archive; adding it again changes nothing.
-
-        Raises:
-            RegistryError: If the version belongs to another archive.
-        """
-        entry.check_same(self.versions.setdefault(entry.version, entry))
-        if entry.sha256 in self.verdicts:
-            self.record(entry.sha256, self.verdicts.pop(entry.sha256))
-
-    def record(self, sha256: str, verdict: Verdict) -> None:
-        """Store the verdict on an archive, in place of an earlier one."""
-        for version, entry in self.versions.items():
-            if entry.sha256 == sha256:
-                self.versions[version] = replace(entry, verdict=verdict)
-                return
-        self.verdicts[sha256] = verdict
-
-    def check_gate(self, model: str, version: str, ungated: str) -> None:
-        """Check that a version may become the champion.
-
-        A version that has been champion may: the way back must always work.
-
-        Args:
-            model: The model's name, for the message.
-            version: A version or an alias.
-            ungated: Why it may without the gate's consent; empty if there is no reason.
-
-        Raises:
-            RegistryError: If the gate refused it or has not judged it, and there is no reason.
-        """
-        entry = self.find(model, version)
-        verdict = entry.verdict
-        if entry.version in self.champions or ungated or (verdict and verdict.passed):
-            return
-        if verdict is None:
-            problem = "was not judged"
-            fix = f"run: make evaluate MODEL={model} VERSION={entry.version}"
-        else:
-            reasons = "; ".join(verdict.failures)
-            problem = f"failed against {verdict.reference} on {verdict.judged_at[:10]}: {reasons}"
-            fix = "train a better one"
-        raise RegistryError(
-            f'{model} {entry.version} {problem}; {fix}, or give a reason: --ungated "..."'
-        )
-
-    def promote(self, version: str, ungated: str = "") -> None:
-        """Make a version the champion; ``ungated`` says why without the gate's consent."""
-        if ungated:
-            self.versions[version] = replace(self.versions[version], ungated=ungated)
-        self.champions = [v for v in self.champions if v != version] + [version]
-        if self.challenger == version:
-            self.challenger = None
-
-    def prune(self, keep: int) -> list[Entry]:
-        """Remove all but the newest versions and those with an alias; returns what was removed."""
-        newest = list(self.versions)[max(0, len(self.versions) - keep) :]
-        kept = {*newest, *self.aliases().values()}
-        removed = [entry for version, entry in self.versions.items() if version not in kept]
-        self.versions = {v: entry for v, entry in self.versions.items() if v in kept}
-        self.champions = [v for v in self.champions if v in kept]
-        return removed
-
-    def _summary(self) -> str:
-        if not self.versions:
-            return "it has none; run: make register MODEL=<model> VERSION=<version>"
-        aliases = "".join(f", {alias} {version}" for alias, version in self.aliases().items())
-        return f"it has {', '.join(self.versions)}{aliases}"
-
-
-@dataclass
-class Document:
-    """``registry.json``.
-
-    Attributes:
-        schema_version: Version of this layout.
-        bucket: The bucket that the file is a copy of.
-        models: The registered models by name.
-    """
-
-    schema_version: Literal[1] = 1
-    bucket: str | None = None
-    models: dict[str, RegisteredModel] = field(default_factory=dict)
-
-    @classmethod
-    def from_json(cls, text: bytes, where: str) -> Document:
-        """Read the file.
-
-        Args:
-            text: Its content.
-            where: Its path, for the message.
-
-        Raises:
-            RegistryError: If it is not readable.
-        """
-        try:
-            return msgspec.json.decode(text, type=cls)
-        except msgspec.DecodeError as error:
-            raise RegistryError(
-                f"{where} is not readable: {error}; restore it from a copy"
-            ) from error
-
-    def to_json(self) -> bytes:
-        """Return the content of the file."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
-
-    def model(self, name: str) -> RegisteredModel:
-        """Return a model, without versions if it is not registered."""
-        return self.models.get(name, RegisteredModel())
-
-    def add(self, entry: Entry) -> None:
-        """Add an entry; adding it again changes nothing.
-
-        Raises:
-            RegistryError: If the version belongs to another archive.
-        """
-        self.models.setdefault(entry.model, RegisteredModel()).add(entry)
-
-    def merge(self, other: Document) -> None:
-        """Add the entries of another document, and its aliases where this one has none.
-
-        Raises:
-            RegistryError: If a version belongs to different archives.
-        """
-        for name, model in other.models.items():
-            for entry in model.versions.values():
-                self.add(entry)
-            merged = self.models[name]
-            merged.champions = merged.champions or model.champions
-            merged.challenger = merged.challenger or model.challenger
 
 
 def whoami() -> str:

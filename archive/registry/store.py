@@ -3,42 +3,25 @@
 Its files are ``registry/registry.json`` and ``registry/<model>/<version>/<model>.mar``. A bucket
 has the same layout; with one, the bucket is the truth and the folder its copy. An archive is stored
 before its entry, and every file is replaced whole. So a kill leaves at most an archive without an
-entry: running the same command again adds the entry, ``prune`` removes the archive.
+entry: running the same command again adds the entry. ``registry.json.copy`` is for ``rebuild``,
+should ``registry.json`` get lost.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
-
-from filelock import FileLock, Timeout
 
 from archive.files import digest, replacing
-from archive.registry.bucket import Bucket
-from archive.registry.documents import (
-    ALIASES,
-    PREVIOUS,
-    REGISTRY_FILE,
-    Document,
-    Entry,
-    RegisteredModel,
-    RegistryError,
-    Verdict,
-)
+from archive.registry.contents import Document, RegisteredModel
+from archive.registry.documents import ALIASES, PREVIOUS, Entry, RegistryError, Verdict
+from archive.registry.storage import Storage
 from training.artifacts import check_version
 
-LOCK_FILE = ".lock"
-WRITE_ATTEMPTS = 20
-
-T = TypeVar("T")
-
-logger = logging.getLogger(__name__)
+REPORT_FILE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -71,13 +54,13 @@ class Registry:
 
     def __init__(self, folder: Path, bucket: str | None = None) -> None:
         self.folder = folder
-        self._bucket = Bucket(bucket) if bucket else None
+        self._storage = Storage(folder, bucket)
 
     def listing(self) -> list[tuple[Entry, list[str]]]:
         """Return all entries with their aliases, by model, oldest first."""
         return [
             (entry, [alias for alias, named in model.aliases().items() if named == version])
-            for _, model in sorted(self._read().models.items())
+            for _, model in sorted(self._storage.read().models.items())
             for version, entry in model.versions.items()
         ]
 
@@ -87,11 +70,11 @@ class Registry:
         Raises:
             RegistryError: If there is none.
         """
-        return self._read().model(model).find(model, version)
+        return self._storage.read().model(model).find(model, version)
 
     def has(self, model: str, version: str) -> bool:
         """Whether a version is registered."""
-        return version in self._read().model(model).versions
+        return version in self._storage.read().model(model).versions
 
     def aliases(self, model: str) -> dict[str, str]:
         """Return versions by alias, without the aliases that stand for none.
@@ -99,7 +82,7 @@ class Registry:
         ``champion`` is the version that serves, ``previous`` the champion before it and
         ``challenger`` the newest version.
         """
-        return self._read().model(model).aliases()
+        return self._storage.read().model(model).aliases()
 
     def register(self, model: str, version: str, mar: Path, *, as_challenger: bool = True) -> Entry:
         """Store an archive and add it, as the challenger unless it serves already.
@@ -119,8 +102,8 @@ class Registry:
             raise RegistryError(
                 f"{mar}: expected {model} {version}, got {entry.model} {entry.version}"
             )
-        with self._locked():
-            known = self._read().model(model).versions.get(version)
+        with self._storage.locked():
+            known = self._storage.read().model(model).versions.get(version)
             if known is not None:
                 entry.check_same(known)
             stored = self.folder / entry.path
@@ -128,10 +111,12 @@ class Registry:
                 with replacing(stored) as part:
                     shutil.copyfile(mar, part)
                     entry.check_file(part)
-            if self._bucket is not None:
-                self._bucket.store(entry, stored)
+            if self._storage.bucket is not None:
+                self._storage.bucket.store(entry, stored)
             if known is not None:
-                self._update(lambda _: None)  # the folder's copy may be older than the bucket
+                self._storage.update(
+                    lambda _: None
+                )  # the folder's copy may be older than the bucket
                 return known
 
             def add(document: Document) -> None:
@@ -139,7 +124,7 @@ class Registry:
                 if as_challenger:
                     document.models[model].challenger = version
 
-            self._update(add)
+            self._storage.update(add)
         return entry
 
     def fetch(self, model: str, version: str, folder: Path) -> Path:
@@ -154,10 +139,10 @@ class Registry:
         entry = self.entry(model, version)
         stored, target = self.folder / entry.path, folder / f"{model}.mar"
         with replacing(target) as part:
-            if stored.exists() and (self._bucket is None or digest(stored) == entry.sha256):
+            if stored.exists() and (self._storage.bucket is None or digest(stored) == entry.sha256):
                 shutil.copyfile(stored, part)
-            elif self._bucket is not None:
-                self._bucket.fetch(entry, part)
+            elif self._storage.bucket is not None:
+                self._storage.bucket.fetch(entry.path, part)
             else:
                 raise RegistryError(
                     f"{stored} is missing; register {model} {entry.version} again, or name the "
@@ -166,20 +151,39 @@ class Registry:
             entry.check_file(part)
         return target
 
-    def record_verdict(self, verdict: Verdict, archives: Mapping[str, str]) -> None:
-        """Store a verdict on archives, in place of an earlier one.
+    def check_writable(self) -> None:
+        """Check that a verdict can be recorded, before it is worked out.
+
+        Raises:
+            RegistryError: If the document is lost or not readable, or the folder is a copy of
+                another bucket.
+        """
+        with self._storage.locked():
+            pass
+
+    def record_verdict(
+        self, version: str, verdict: Verdict, archives: Mapping[str, str], report: bytes
+    ) -> None:
+        """Store a verdict on archives with its report, in place of an earlier one.
 
         Args:
+            version: The version that was judged.
             verdict: What the gate says about the training run.
             archives: sha256 of each archive of the run, by model. They need not be registered yet.
+            report: The report, an HTML page.
         """
+        reports = {model: f"{model}/{version}/{REPORT_FILE}" for model in archives}
 
         def record(document: Document) -> None:
             for model, sha256 in archives.items():
-                document.models.setdefault(model, RegisteredModel()).record(sha256, verdict)
+                known = document.models.setdefault(model, RegisteredModel())
+                known.record(sha256, replace(verdict, report=reports[model]))
 
-        with self._locked():
-            self._update(record)
+        with self._storage.locked():
+            for path in reports.values():
+                for place in self._storage.places:
+                    place.put(path, report)
+            self._storage.update(record)
 
     def check_gate(self, model: str, version: str, ungated: str = "") -> None:
         """Check that a version, or that of an alias, may become the champion.
@@ -194,7 +198,7 @@ class Registry:
         Raises:
             RegistryError: If the gate refused it or has not judged it, and there is no reason.
         """
-        self._read().model(model).check_gate(model, version, ungated)
+        self._storage.read().model(model).check_gate(model, version, ungated)
 
     def promote(self, model: str, version: str, ungated: str = "") -> str:
         """Make a version, or the version of an alias, the champion; returns the version.
@@ -211,13 +215,13 @@ class Registry:
             known.promote(chosen, ungated)
             return chosen
 
-        with self._locked():
-            return self._update(promote)
+        with self._storage.locked():
+            return self._storage.update(promote)
 
     def rollback(self, model: str) -> str:
         """Make the previous champion the champion again; returns its version."""
-        with self._locked():
-            known = self._read().model(model)
+        with self._storage.locked():
+            known = self._storage.read().model(model)
             previous, leaving = known.find(model, PREVIOUS).version, known.champions[-1]
 
             def rollback(document: Document) -> str:
@@ -231,12 +235,13 @@ class Registry:
                     )
                 return previous
 
-            return self._update(rollback)
+            return self._storage.update(rollback)
 
     def prune(self, model: str, keep: int) -> list[Entry]:
         """Remove all but the newest versions, and leftovers of killed runs.
 
-        Champion, previous champion and challenger always stay.
+        Champion, previous champion and challenger always stay, and so does, with a warning, a
+        whole archive without an entry.
 
         Args:
             model: Name of the model.
@@ -249,94 +254,27 @@ class Registry:
             RegistryError: If the registry has no such model.
         """
 
-        def prune(document: Document) -> tuple[list[Entry], set[str]]:
+        def prune(document: Document) -> tuple[list[Entry], RegisteredModel]:
             if model not in document.models:  # also protects folders such as "" and ".."
                 listed = ", ".join(document.models) or "none"
                 raise RegistryError(f"the registry has no model {model!r}; it has {listed}")
             known = document.model(model)
-            removed = known.prune(keep)
-            return removed, {entry.path for entry in known.versions.values()}
+            return known.prune(keep), known
 
-        with self._locked():
+        with self._storage.locked():
             # Entries go before their archives, so that no entry ever lacks its archive.
-            removed, kept_paths = self._update(prune)
-            for path in sorted((self.folder / model).rglob("*"), reverse=True):
-                if path.is_dir():
-                    if not any(path.iterdir()):
-                        path.rmdir()
-                elif path.relative_to(self.folder).as_posix() not in kept_paths:
-                    path.unlink()
-            if self._bucket is not None:
-                self._bucket.prune(model, kept_paths, removed)
+            removed, known = self._storage.update(prune)
+            for place in self._storage.places:
+                place.prune(model, known.paths(), known.removed)
         return removed
 
-    @property
-    def _file(self) -> Path:
-        return self.folder / REGISTRY_FILE
+    def rebuild(self) -> list[str]:
+        """Write the document anew, from the archives and from its copy.
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Wait until no other process changes the folder, and keep others out."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / LOCK_FILE)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            logger.warning("waiting for another command that changes %s", self.folder)
-            lock.acquire()
-        try:
-            self._join_bucket()
-            yield
-        finally:
-            lock.release()
-
-    def _join_bucket(self) -> None:
-        """Copy what was registered without a bucket to the bucket that is named for the first time.
+        Returns:
+            What is wrong with the archives that have no entry, and the entries without an archive.
 
         Raises:
             RegistryError: If the folder is a copy of another bucket.
         """
-        document = self._read_file()
-        bucket = self._bucket
-        if document.bucket is not None and (bucket is None or bucket.name != document.bucket):
-            raise RegistryError(
-                f"{self._file} is a copy of the bucket {document.bucket}; add --s3-bucket "
-                f"{document.bucket}, or give another folder: --registry <folder>"
-            )
-        if bucket is None or document.bucket is not None or not document.models:
-            return
-        for model in document.models.values():
-            for entry in model.versions.values():
-                stored = self.folder / entry.path
-                entry.check_file(stored)
-                bucket.store(entry, stored)
-        self._update(lambda shared: shared.merge(document))
-
-    def _read(self) -> Document:
-        return self._read_file() if self._bucket is None else self._bucket.read()[0]
-
-    def _read_file(self) -> Document:
-        if not self._file.exists():
-            return Document()
-        return Document.from_json(self._file.read_bytes(), str(self._file))
-
-    def _update(self, change: Callable[[Document], T]) -> T:
-        """Change the newest document; repeat the change if another machine was faster."""
-        if self._bucket is None:
-            document = self._read_file()
-            result = change(document)
-        else:
-            for _ in range(WRITE_ATTEMPTS):
-                document, etag = self._bucket.read()
-                document.bucket = self._bucket.name
-                result = change(document)
-                if self._bucket.write(document, etag):
-                    break
-            else:
-                raise RegistryError(
-                    f"bucket {self._bucket.name}: {REGISTRY_FILE} was changed by others "
-                    f"{WRITE_ATTEMPTS} times in a row; run it again"
-                )
-        with replacing(self._file) as part:
-            part.write_bytes(document.to_json())
-        return result
+        return self._storage.rebuild()

@@ -19,7 +19,7 @@ import s3fs
 
 from archive import files as archive_files
 from archive.registry import bucket as bucket_module
-from archive.registry import documents
+from archive.registry import contents, documents, folder, rebuild, storage
 from archive.registry import store as store_module
 from archive.registry.bucket import Bucket
 from archive.registry.documents import RegistryError
@@ -32,13 +32,24 @@ from serving.testing import make_archive
 from tests.examples import Example, module
 from training import artifacts
 
+DOCUMENTS = ("registry.json", "registry.json.copy")
 CONFIG = "minWorkers: 1\nmaxWorkers: 1\n"
 
 # For processes to kill: a fork of one that has imported this module starts fast.
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["tests.archive.test_registry"])
+MODULES = (
+    archive_files,
+    bucket_module,
+    contents,
+    documents,
+    folder,
+    rebuild,
+    storage,
+    store_module,
+)
 # A process is killed while it runs one of these.
-SOURCES = {m.__file__ for m in (archive_files, bucket_module, documents, store_module)}
+SOURCES = {m.__file__ for m in MODULES}
 
 
 def make_mar(folder: Path, version: str, note: str = "") -> Path:
@@ -380,7 +391,7 @@ def test_leftover_of_a_killed_copy_is_not_an_archive(
     registry.register("m", "v1", mars["v1"])
     part.with_name("m.mar.old").touch()
     registry.prune("m", 1)
-    assert files(registry.folder) == {".lock", "registry.json", "m/v1/m.mar"}
+    assert files(registry.folder) == {".lock", *DOCUMENTS, "m/v1/m.mar"}
 
 
 def test_parallel_writers_lose_nothing(tmp_path: Path, registry: Registry) -> None:
@@ -403,7 +414,7 @@ def test_bucket_has_the_layout_of_the_folder_and_serves_other_machines(
     here.register("m", "v1", mars["v1"])
     here.promote("m", "v1")
     assert bucket_files(bucket) == {
-        path: (here.folder / path).read_bytes() for path in ("registry.json", "m/v1/m.mar")
+        path: (here.folder / path).read_bytes() for path in (*DOCUMENTS, "m/v1/m.mar")
     }
     assert there.fetch("m", "champion", tmp_path / "store").read_bytes() == mars["v1"].read_bytes()
     assert there.register("m", "v1", mars["v1"]) == here.entry("m", "v1")
@@ -415,7 +426,7 @@ def test_bucket_has_the_layout_of_the_folder_and_serves_other_machines(
     there.register("m", "v3", mars["v3"])
     there.promote("m", "v3")
     assert [entry.version for entry in here.prune("m", 0)] == ["v1"]
-    assert set(bucket_files(bucket)) == {"registry.json", "m/v2/m.mar", "m/v3/m.mar"}
+    assert set(bucket_files(bucket)) == {*DOCUMENTS, "m/v2/m.mar", "m/v3/m.mar"}
 
 
 def test_bucket_keeps_what_several_machines_write_at_the_same_time(
@@ -485,7 +496,7 @@ def test_upload_that_arrives_altered_is_not_registered(
         registry = Registry(tmp_path / "registry", bucket)
         with pytest.raises(RegistryError, match=r"m/v1/m\.mar: expected sha256 \w{12}\.\.\., got"):
             registry.register("m", "v1", mars["v1"])
-    assert bucket_files(bucket) == {}
+    assert set(bucket_files(bucket)) == {*DOCUMENTS}
     assert versions(registry) == []
     Registry(tmp_path / "registry", bucket).register("m", "v1", mars["v1"])
 
@@ -494,23 +505,34 @@ def test_bucket_never_replaces_an_archive(
     tmp_path: Path, mars: dict[str, Path], bucket: str
 ) -> None:
     other = make_mar(tmp_path / "other", "v1", "other code")
+    registry = Registry(tmp_path / "registry", bucket)
+    registry.check_writable()
     s3fs.S3FileSystem(skip_instance_cache=True).put_file(str(other), f"{bucket}/m/v1/m.mar")
     with pytest.raises(RegistryError, match="another archive has this version"):
-        Registry(tmp_path / "registry", bucket).register("m", "v1", mars["v1"])
-    assert bucket_files(bucket) == {"m/v1/m.mar": other.read_bytes()}
+        registry.register("m", "v1", mars["v1"])
+    assert bucket_files(bucket)["m/v1/m.mar"] == other.read_bytes()
 
 
-def test_old_archives_without_an_entry_go_with_prune(
-    tmp_path: Path, mars: dict[str, Path], bucket: str, monkeypatch: pytest.MonkeyPatch
+def test_prune_of_a_bucket_removes_old_broken_files_and_reports_whole_archives(
+    tmp_path: Path,
+    mars: dict[str, Path],
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     registry = Registry(tmp_path / "registry", bucket)
     registry.register("m", "v1", mars["v1"])
-    s3fs.S3FileSystem(skip_instance_cache=True).put_file(str(mars["v2"]), f"{bucket}/m/v2/m.mar")
+    s3 = s3fs.S3FileSystem(skip_instance_cache=True)
+    s3.put_file(str(mars["v2"]), f"{bucket}/m/v2/m.mar")
+    s3.pipe_file(f"{bucket}/m/v3/m.mar", mars["v3"].read_bytes()[:-50])
     registry.prune("m", 5)
-    assert "m/v2/m.mar" in bucket_files(bucket)  # another machine may be about to enter it
+    assert "m/v3/m.mar" in bucket_files(bucket)  # another machine may be about to replace it
+    assert caplog.messages == []
     monkeypatch.setattr(bucket_module, "LEFTOVER_AGE", -bucket_module.LEFTOVER_AGE)
     registry.prune("m", 5)
-    assert set(bucket_files(bucket)) == {"registry.json", "m/v1/m.mar"}
+    assert set(bucket_files(bucket)) == {*DOCUMENTS, "m/v1/m.mar", "m/v2/m.mar"}
+    [message] = caplog.messages
+    assert message.startswith(f"bucket {bucket}: m/v2/m.mar has no entry and stays; ")
 
 
 def test_bucket_that_cannot_be_used_is_reported_without_secrets(
