@@ -41,7 +41,7 @@ class WorkerWatch:
         """Note what the workers of a version have done so far."""
         switches = {}
         for pid in version.pids.values():
-            with suppress(psutil.Error, LookupError):
+            with suppress(psutil.Error, ValueError):
                 switches[pid] = sum(_worker(pid).num_ctx_switches())
         self._looks[version.name].append(_Look(version.pending_requests > 0, switches))
 
@@ -50,7 +50,7 @@ class WorkerWatch:
         hanging = self._hanging(version.name)
         found = []
         for worker, pid in version.pids.items():
-            with suppress(psutil.Error, LookupError):
+            with suppress(psutil.Error, ValueError):
                 if _worker(pid).status() in STOPPED:
                     found.append(f"worker {worker} (pid {pid}) is stopped")
                 elif pid in hanging:
@@ -70,7 +70,8 @@ class WorkerWatch:
 
 
 def _worker(pid: int) -> psutil.Process:
+    # ValueError also if the worker has no process yet: its id is -1.
     process = psutil.Process(pid)
     if not any(WORKER_SCRIPT in argument for argument in process.cmdline()):
-        raise LookupError(pid)
+        raise ValueError(pid)
     return process
