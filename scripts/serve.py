@@ -75,6 +75,7 @@ def start(settings: Settings) -> int:
         ArchiveError: If an archive cannot be served.
         ServeError: If TorchServe or the sidecar cannot start, or ends on its own.
     """
+    run_folder.check_writable(settings)
     with run_folder.claim(settings.run_folder):
         archives = read_archives(settings)
         check_ports(settings)

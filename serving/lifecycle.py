@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,7 +18,7 @@ from serving.client import OK, TorchServe, TorchServeError
 from serving.model_version import ModelVersion
 from serving.process import ManagedProcess, tail
 from serving.rollout import SERVICE_TIME_S, drain
-from serving.server import load_failure
+from serving.server import load_failure, refusal
 from serving.settings import ServeError, Settings
 
 START_TIMEOUT_S = 120.0  # without progress
@@ -99,11 +100,18 @@ def _cpu_s(process: ManagedProcess, *, and_its_own: bool) -> int:
 
 
 async def check_load(settings: Settings, model: str, version: str) -> None:
-    """Check that no worker died while it loaded a model.
+    """Check that TorchServe unpacked a model, and that no worker died while it loaded it.
 
     Raises:
-        ServeError: If one died, with the handler's traceback.
+        ServeError: If it did not, with the cause; if a worker died, with the handler's traceback.
     """
+    if reason := refusal(settings.log, f"{model}.mar"):
+        free = shutil.disk_usage(settings.run_folder).free
+        raise ServeError(
+            f"{model} {version}: TorchServe could not unpack {model}.mar in {settings.run_folder}: "
+            f"{reason}; {free / 1e6:.1f} MB are free there: free some space, or set TMPDIR to a "
+            f"larger folder; the log is {settings.log}"
+        )
     find_failure = partial(load_failure, settings.log, model, version)
     if find_failure() is None:
         return
