@@ -47,7 +47,7 @@ def check_writable(settings: Settings) -> None:
     except OSError as error:
         raise ServeError(
             f"LOG_LOCATION={folder}: expected a folder that can be written to, got: "
-            f"{error.strerror}; change its owner, or choose another: make serve LOG_LOCATION=<folder>"
+            f"{error.strerror}; change its owner, or run: make serve LOG_LOCATION=<folder>"
         ) from error
     asked = os.environ.get("TMPDIR")
     if asked and Path(asked).resolve() != settings.run_folder.parent:  # Python has taken another
