@@ -35,6 +35,7 @@ CHECKS = (
     Check("No model keeps more threads busy than there are cores", checks.cores),
     Check("The limit of open files allows many concurrent callers", checks.open_files),
     Check("The disk has room for the unpacked archives and the logs", checks.disk),
+    Check("Logs and temporary files can be written", checks.writable),
     Check("No killed run left sockets or incomplete files", checks.leftovers),
     Check("The path of the temporary folder leaves room for a socket's name", checks.socket_path),
     Check("All callers need a key, and no archive comes from elsewhere", checks.exposure),

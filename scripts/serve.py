@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from archive.catalog import model_names
 from handlers import logs
@@ -23,7 +23,9 @@ from serving.lifecycle import POLL_INTERVAL_S, drain_all, wait_until_ready, work
 from serving.model_store import keep
 from serving.model_version import ModelVersion
 from serving.ports import check_ports
+from serving.process import ManagedProcess
 from serving.settings import ServeError, Settings
+from serving.sidecar_process import Sidecar
 
 STOP_TIMEOUT_S = 40.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -74,38 +76,61 @@ def start(settings: Settings) -> int:
         ArchiveError: If an archive cannot be served.
         ServeError: If TorchServe or the sidecar cannot start, or ends on its own.
     """
+    run_folder.check_writable(settings)
     with run_folder.claim(settings.run_folder):
         archives = read_archives(settings)
         check_ports(settings)
         for name, archive in archives.items():
             keep(archive.path, name, archive.version)
-        torchserve = server.launch(settings, ",".join(f"{name}={name}.mar" for name in archives))
-        # It imports its libraries while the models load.
-        sidecar = sidecar_process.launch(settings, [*archives])
-        try:
+        with ExitStack() as stack:
+            models = ",".join(f"{name}={name}.mar" for name in archives)
+            torchserve = server.launch(settings, models)
+            stack.callback(server.terminate, torchserve)
+            # It imports its libraries while the models load.
+            sidecar = Sidecar(settings, [*archives])
+            stack.callback(sidecar.terminate)
+            stack.callback(ignore_signals)
             logger.info("starting TorchServe, log: %s", settings.log)
-            models = asyncio.run(wait_until_ready((torchserve, sidecar), settings, archives))
-            print(table(settings, models))
-            name, archive = next(iter(archives.items()))
-            print(f"\n{example(settings, name, archive.sample_request)}", flush=True)
-            while True:
-                torchserve.check()
-                sidecar.check()
-                time.sleep(POLL_INTERVAL_S)
-        except KeyboardInterrupt:
-            logger.info(
-                "stopping: waiting for the requests in flight; press Ctrl-C again to stop now"
-            )
-            with suppress(KeyboardInterrupt):
-                sidecar_process.stop(sidecar)
-                asyncio.run(drain_all(settings))
-        finally:
-            for number in STOP_SIGNALS:
-                signal.signal(number, signal.SIG_IGN)
-            sidecar_process.terminate(sidecar)
-            server.terminate(torchserve)
+            try:
+                ready = wait_until_ready(torchserve, sidecar.process, settings, archives)
+                print(table(settings, asyncio.run(ready)))
+                name, archive = next(iter(archives.items()))
+                print(f"\n{example(settings, name, archive.sample_request)}", flush=True)
+                supervise(torchserve, sidecar, settings)
+            except KeyboardInterrupt:
+                finish_requests(sidecar, settings)
     logger.info("stopped")
     return 0
+
+
+def supervise(torchserve: ManagedProcess, sidecar: Sidecar, settings: Settings) -> None:
+    """Look after the processes until a signal asks to stop.
+
+    Raises:
+        ServeError: If TorchServe has ended, or the sidecar too often.
+    """
+    try:
+        while True:
+            torchserve.check()
+            sidecar.keep()
+            time.sleep(POLL_INTERVAL_S)
+    except (ServeError, OSError):
+        finish_requests(sidecar, settings)
+        raise
+
+
+def finish_requests(sidecar: Sidecar, settings: Settings) -> None:
+    """Let sidecar and TorchServe answer the requests in flight, unless Ctrl-C is pressed again."""
+    logger.info("stopping: waiting for the requests in flight; press Ctrl-C again to stop now")
+    with suppress(KeyboardInterrupt):
+        sidecar.stop()
+        asyncio.run(drain_all(settings))
+
+
+def ignore_signals() -> None:
+    """Let nothing interrupt the end."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def table(settings: Settings, models: Sequence[ModelVersion]) -> str:
@@ -140,21 +165,21 @@ def status(settings: Settings) -> int:
         logger.info("no instance is running on port %d; run: make serve", settings.inference_port)
         return 1
     try:
-        models, mismatches = asyncio.run(describe(settings))
+        models, (healthy, findings) = asyncio.run(describe(settings))
     except TorchServeError as error:
         logger.info("the instance (pid %d) does not answer yet: %s", pid, error)
         return 1
     print(table(settings, models))
-    for mismatch in mismatches:
-        logger.warning("%s", mismatch)
-    return 0 if models and all(model.ready for model in models) else 1
+    for finding in findings:
+        logger.warning("%s", finding)
+    return 0 if healthy and models and all(model.ready for model in models) else 1
 
 
-async def describe(settings: Settings) -> tuple[list[ModelVersion], list[str]]:
-    """Return the models of the running instance and the mismatches with the item index."""
+async def describe(settings: Settings) -> tuple[list[ModelVersion], tuple[bool, list[str]]]:
+    """Return the models of the running instance and what its sidecar finds."""
     async with TorchServe.on_this_machine(settings) as torchserve:
         models = await torchserve.models()
-    return models, await sidecar_process.index_mismatches(settings)
+    return models, await sidecar_process.findings(settings)
 
 
 def stop(settings: Settings) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from archive import catalog
 from handlers import logs
 from handlers.errors import UserError
+from serving.process import ending_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for script, *own in scripts:
         command = [sys.executable, "-m", f"training.{script}", *own, *flags]
         print(f"== {' '.join([script, *own])}", flush=True)  # not the flags: one may be a password
-        run = subprocess.Popen(command)
+        run = subprocess.Popen(command, preexec_fn=ending_with_parent(signal.SIGTERM))
         try:
             status = run.wait()
         except KeyboardInterrupt:

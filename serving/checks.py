@@ -177,6 +177,14 @@ def disk(machine: Machine) -> Iterator[Finding]:
             )
 
 
+def writable(machine: Machine) -> Iterator[Finding]:
+    """Find a folder of logs or temporary files that cannot be written to."""
+    try:
+        instance.check_writable(machine.settings)
+    except ServeError as error:
+        yield Finding.from_error(error)
+
+
 def leftovers(machine: Machine) -> Iterator[Finding]:
     """Find sockets and incomplete files of runs that were killed."""
     settings = machine.settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,6 +23,11 @@ from serving.settings import Settings
 
 OK = 200
 NOT_FOUND = 404
+CONFLICT = 409
+# A management call that got no answer is made again within this time. Predictions never are: their
+# callers measure them, or wait no longer.
+RETRY_BUDGET_S = 30.0
+RETRY_INTERVAL_S = 0.2
 # Further callers wait for a connection instead of filling TorchServe's queues.
 MAX_CONNECTIONS = 256
 MAX_BODY_BYTES = 8 << 20  # TorchServe's max_request_size
@@ -45,6 +51,10 @@ class TorchServeError(UserError):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+class NoAnswerError(TorchServeError):
+    """TorchServe did not answer in time, or broke the connection off; it may have obeyed."""
 
 
 class TorchServe:
@@ -172,8 +182,7 @@ class TorchServe:
 
     async def signature(self, model: str) -> dict[str, Any]:
         """Return the signature of a model's default version; empty if it is not loaded."""
-        url = f"{self.management_url}/models/{model}?customized=true"
-        status, answer = await self._call("GET", url, "management")
+        status, answer, _ = await self._manage("GET", f"/models/{model}?customized=true")
         described = orjson.loads(answer)[0] if status == OK else {}
         signature: dict[str, Any] = described.get("customizedMetadata") or {}
         return signature
@@ -184,7 +193,7 @@ class TorchServe:
         Raises:
             TorchServeError: If TorchServe refuses.
         """
-        await self._manage("POST", f"/models?url={archive}&synchronous=false")
+        await self._change("POST", f"/models?url={archive}&synchronous=false", CONFLICT)
 
     async def set_default(self, model: str, version: str) -> None:
         """Make a version answer when the URL names none.
@@ -192,7 +201,7 @@ class TorchServe:
         Raises:
             TorchServeError: If TorchServe refuses.
         """
-        await self._manage("PUT", f"/models/{model}/{version}/set-default")
+        await self._change("PUT", f"/models/{model}/{version}/set-default", OK)
 
     async def unregister(self, model: str, version: str) -> None:
         """Remove a version immediately; its requests in flight are never answered.
@@ -200,7 +209,7 @@ class TorchServe:
         Raises:
             TorchServeError: If TorchServe refuses.
         """
-        await self._manage("DELETE", f"/models/{model}/{version}")
+        await self._change("DELETE", f"/models/{model}/{version}", NOT_FOUND)
 
     async def _all_versions(self, model: str) -> list[ModelVersion]:
         default, described = await asyncio.gather(
@@ -214,20 +223,35 @@ class TorchServe:
 
     async def _get(self, path: str) -> Any:
         """Return what the management API describes; None if there is no such thing."""
-        url = self.management_url + path
-        status, answer = await self._call("GET", url, "management")
+        status, answer, _ = await self._manage("GET", path)
         if status == NOT_FOUND:
             return None
         if status != OK:
-            raise TorchServeError(503, f"{url}: TorchServe answered {status}: {_reason(answer)[1]}")
+            raise self._refused("GET", path, status, answer)
         return orjson.loads(answer)
 
-    async def _manage(self, method: str, path: str) -> None:
-        url = self.management_url + path
-        status, answer = await self._call(method, url, "management")
-        if status >= 400:
-            message = f"{method} {url}: TorchServe answered {status}: {_reason(answer)[1]}"
-            raise TorchServeError(503, message)
+    async def _change(self, method: str, path: str, done: int) -> None:
+        """Change what is served; `done` is the status if an attempt without an answer did it."""
+        status, answer, attempts = await self._manage(method, path)
+        if status >= 400 and not (attempts > 1 and status == done):
+            raise self._refused(method, path, status, answer)
+
+    def _refused(self, method: str, path: str, status: int, answer: bytes) -> TorchServeError:
+        what = f"{method} {self.management_url}{path}: TorchServe answered {status}"
+        return TorchServeError(503, f"{what}: {_reason(answer)[1]}")
+
+    async def _manage(self, method: str, path: str) -> tuple[int, bytes, int]:
+        """Call the management API until it answers; return status, body and number of attempts."""
+        deadline, attempts = time.monotonic() + RETRY_BUDGET_S, 1
+        while True:
+            try:
+                status, answer = await self._call(method, self.management_url + path, "management")
+                return status, answer, attempts
+            except NoAnswerError:
+                if time.monotonic() > deadline:
+                    raise
+            attempts += 1
+            await asyncio.sleep(RETRY_INTERVAL_S)
 
     async def _call(
         self,
@@ -249,9 +273,12 @@ class TorchServe:
                     return response.status, await response.read()
         except TimeoutError as error:
             expected = f"expected an answer within {self._timeout_s:g} s"
-            raise TorchServeError(504, f"{url}: {expected}, got none") from error
+            raise NoAnswerError(504, f"{url}: {expected}, got none") from error
         except aiohttp.ClientError as error:
-            raise TorchServeError(503, f"{url}: TorchServe is unreachable: {error}") from error
+            lost = isinstance(error, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError)
+            refused = isinstance(error, aiohttp.ClientConnectorError)  # not for want of time
+            kind = NoAnswerError if lost and not refused else TorchServeError
+            raise kind(503, f"{url}: TorchServe is unreachable: {error}") from error
 
 
 def too_large(n_bytes: int) -> str:

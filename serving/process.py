@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +47,6 @@ class ManagedProcess:
         log.parent.mkdir(parents=True, exist_ok=True)
         if log.exists():
             log.replace(_previous(log))
-        libc = ctypes.CDLL(None)
         with log.open("ab") as output:
             process = subprocess.Popen(
                 command,
@@ -57,7 +56,7 @@ class ManagedProcess:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # or Ctrl-C would reset connections before they are drained
-                preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
+                preexec_fn=ending_with_parent(signal.SIGKILL),
             )
         return cls(name, process, log)
 
@@ -76,6 +75,18 @@ class ManagedProcess:
             if self.log.stat().st_size > MAX_LOG_BYTES:
                 shutil.copyfile(self.log, _previous(self.log))
                 os.truncate(self.log, 0)  # writers append, so they continue at the new end
+
+
+def ending_with_parent(number: signal.Signals) -> Callable[[], None]:
+    """Return a ``preexec_fn``: the kernel sends the child a signal when this process dies."""
+    libc, parent = ctypes.CDLL(None), os.getpid()
+
+    def prepare() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, number)
+        if os.getppid() != parent:  # it has died in the meantime
+            os.kill(os.getpid(), number)
+
+    return prepare
 
 
 def _previous(log: Path) -> Path:

@@ -6,13 +6,14 @@ import fcntl
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from serving.settings import ServeError
+from serving.settings import ServeError, Settings
 
 MAX_SOCKET_PATH_BYTES = 107  # sun_path has 108, one of them the closing zero
 PID_FILE = "pid"
@@ -29,6 +30,30 @@ def check_socket_path(folder: Path) -> None:
         raise ServeError(
             f"{folder}: expected socket paths of at most {MAX_SOCKET_PATH_BYTES} bytes in it, "
             f"got {size}; choose a shorter TMPDIR"
+        )
+
+
+def check_writable(settings: Settings) -> None:
+    """Check that a server can write its logs and its temporary files.
+
+    Raises:
+        ServeError: If it cannot.
+    """
+    folder = settings.log_location
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ServeError(
+            f"LOG_LOCATION={folder}: expected a folder that can be written to, got: "
+            f"{error.strerror}; change its owner, or run: make serve LOG_LOCATION=<folder>"
+        ) from error
+    asked = os.environ.get("TMPDIR")
+    if asked and Path(asked).resolve() != settings.run_folder.parent:  # Python has taken another
+        raise ServeError(
+            f"TMPDIR={asked}: expected a folder that can be written to; free some space in it, or "
+            "choose another"
         )
 
 

@@ -123,6 +123,21 @@ def _runs(group: int) -> bool:
     return False
 
 
+def refusal(log: Path, archive: str) -> str | None:
+    """Look in the log for the reason why TorchServe took no notice of an archive at its start.
+
+    Returns:
+        The exception, such as ``java.io.IOException: No space left on device``; None without one.
+    """
+    text = log.read_text(encoding="utf-8", errors="replace")
+    found = re.search(
+        rf"Failed to load model: {re.escape(archive)}\b.*?([\w.]+(?:Exception|Error): [^\n\\\"]*)",
+        text,
+        re.DOTALL,
+    )
+    return None if found is None else found[1]
+
+
 def load_failure(log: Path, model: str, version: str, since: int = 0) -> str | None:
     """Look in the log for a worker that died while it loaded its model.
 

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
+import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import aiohttp
 
+from serving.client import OK
 from serving.process import ManagedProcess
-from serving.settings import ROOT, Settings
+from serving.settings import ROOT, ServeError, Settings
 
 REQUEST_TIMEOUT_S = 5.0
+ATTEMPTS = 3
 STOP_TIMEOUT_S = 12.0  # the sidecar allows 10 for requests in flight
+MAX_RESTARTS, RESTART_WINDOW_S = 3, 60.0
+
+logger = logging.getLogger(__name__)
 
 
 def launch(settings: Settings, models: Sequence[str]) -> ManagedProcess:
@@ -45,20 +54,21 @@ def launch(settings: Settings, models: Sequence[str]) -> ManagedProcess:
     )
 
 
-async def healthy(settings: Settings) -> bool:
-    """Whether the sidecar answers and can reach TorchServe."""
-    with suppress(aiohttp.ClientError, TimeoutError):
-        status, _ = await _get(settings, "/ping")
-        return status < 400
-    return False
-
-
-async def index_mismatches(settings: Settings) -> list[str]:
-    """Return the sidecar's findings about the item index; none if it does not answer."""
+async def ping(settings: Settings) -> int | None:
+    """Return the status of the sidecar's /ping; None if it does not answer."""
     with suppress(aiohttp.ClientError, TimeoutError, ValueError):
-        _, answer = await _get(settings, "/health")
-        return list(answer.get("index", []))
-    return []
+        status, _ = await _get(settings, "/ping")
+        return status
+    return None
+
+
+async def findings(settings: Settings) -> tuple[bool, list[str]]:
+    """Return whether the sidecar's /health is good or unknown, and what it complains about."""
+    for _ in range(ATTEMPTS):
+        with suppress(aiohttp.ClientError, TimeoutError, ValueError):
+            status, answer = await _get(settings, "/health")
+            return (True, answer.get("index", [])) if status == OK else (False, [answer["detail"]])
+    return True, []
 
 
 async def _get(settings: Settings, path: str) -> tuple[int, Any]:
@@ -70,14 +80,46 @@ async def _get(settings: Settings, path: str) -> tuple[int, Any]:
         return response.status, await response.json()
 
 
-def stop(sidecar: ManagedProcess) -> None:
-    """Let the sidecar finish the requests in flight and exit."""
-    sidecar.process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        sidecar.process.wait(STOP_TIMEOUT_S)
+class Sidecar:
+    """The sidecar of a server, which is started again when it ends: it has no state to lose.
 
+    Args:
+        settings: Settings of the server.
+        models: Models that it serves.
 
-def terminate(sidecar: ManagedProcess) -> None:
-    """Kill the sidecar."""
-    sidecar.process.kill()
-    sidecar.process.wait()
+    Attributes:
+        process: Its process.
+    """
+
+    def __init__(self, settings: Settings, models: Sequence[str]) -> None:
+        self._launch = partial(launch, settings, models)
+        self._restarts: deque[float] = deque(maxlen=MAX_RESTARTS)
+        self.process = self._launch()
+
+    def keep(self) -> None:
+        """Start it again if it has ended.
+
+        Raises:
+            ServeError: If it has been restarted MAX_RESTARTS times within RESTART_WINDOW_S.
+        """
+        try:
+            self.process.check()
+        except ServeError as error:
+            now = time.monotonic()
+            often = len(self._restarts) == MAX_RESTARTS
+            if often and now - self._restarts[0] < RESTART_WINDOW_S:
+                raise
+            self._restarts.append(now)
+            logger.warning("%s\nstarting it again", error)
+            self.process = self._launch()
+
+    def stop(self) -> None:
+        """Let it finish the requests in flight and exit."""
+        self.process.process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.process.wait(STOP_TIMEOUT_S)
+
+    def terminate(self) -> None:
+        """Kill it."""
+        self.process.process.kill()
+        self.process.process.wait()

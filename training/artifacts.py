@@ -68,7 +68,7 @@ def find(model: str, version: str | None = None, root: Path = ARTIFACTS) -> Path
             f"run: make train MODEL={model} VERSION={version}"
         )
     folder = root / model / version
-    check_files(folder, f"run: make train MODEL={model} VERSION={version}")
+    check_files(folder, f"run: rm -r {folder}; make train MODEL={model} VERSION={version}")
     return folder
 
 

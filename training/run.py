@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -35,7 +37,7 @@ from training.engine.devices import check_engine
 from training.engine.launch import read_by_engine, running_engine
 from training.engine.worker import EngineConfig, TrainingError
 from training.evaluation import Evaluation
-from training.folders import writing_folder
+from training.folders import claimed_folder, writing_folder
 from training.golden import Golden
 
 INTERRUPTED = 130
@@ -212,7 +214,7 @@ def writing_artifacts(
         meta: Further entries of the meta file, such as ``features``.
     """
     files = {"golden.json": golden} if isinstance(golden, Golden) else golden
-    with writing_folder(config.folder(), replace=True) as folder:
+    with writing_folder(config.folder(), new=True) as folder:
         yield folder
         artifacts.write_json(folder / "metrics.json", {"test": reports})
         artifacts.write_json(folder / VOCABULARIES_FILE, vocabularies)
@@ -241,6 +243,8 @@ def run_training(train: Callable[[Config], Path], config: Config) -> int:
         The exit status.
     """
     logs.to_stderr()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up, as after Ctrl-C
     try:
         if config.resume:
             config = replace(config, version=version_to_resume(config.versions(), config.version))
@@ -250,7 +254,11 @@ def run_training(train: Callable[[Config], Path], config: Config) -> int:
         checkpoints = Checkpoints(
             checkpoint_folder(config.folder()), config.flags_of_result(), resume=config.resume
         )
-        with running_engine(config), launch.saving_to(checkpoints):
+        with (
+            claimed_folder(config.folder()),
+            running_engine(config),
+            launch.saving_to(checkpoints),
+        ):
             folder = train(config)
     except (UserError, OSError) as error:
         for line in str(error).splitlines():

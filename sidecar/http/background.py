@@ -26,11 +26,13 @@ async def background_tasks(shared: State) -> AsyncIterator[None]:
 
 
 async def _follow_versions(shared: State) -> None:
-    """Update the versions for the log: a response does not name the version that gave it."""
+    """Update the versions for the log, which no response names, and look at their workers."""
     while True:
         with suppress(TorchServeError):
             found = await shared.default_versions(shared.models)
-            shared.versions.update({m: v.version for m, v in found.items() if v is not None})
+            for version in filter(None, found.values()):
+                shared.versions[version.name] = version.version
+                shared.workers.look(version)
         await asyncio.sleep(VERSIONS_INTERVAL_S)
 
 

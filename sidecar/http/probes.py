@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from serving.client import TorchServeError
 from serving.model_version import ModelVersion
 from sidecar.http.json_route import OrjsonResponse
-from sidecar.http.state import Shared, new_router
+from sidecar.http.state import Shared, State, new_router
 from sidecar.translate import ROUTES
 
 router = new_router()
@@ -26,27 +26,30 @@ def is_probe(scope: MutableMapping[str, Any]) -> bool:
 
 @router.get("/ping")
 async def ping(shared: Shared) -> Response:
-    """Check that each enabled model of the routes has a worker."""
+    """Check that each enabled model of the routes has a worker that answers."""
     models = [model for model in ROUTES.values() if model in shared.models] or shared.models
-    versions = await shared.default_versions(models)
-    return _healthy({m: v for m, v in versions.items() if v is None or not v.ready_workers})
+    await _check(shared, models, lambda version, silent: version.ready_workers > silent)
+    return OrjsonResponse({"status": "Healthy"})
 
 
 @router.get("/health")
 async def health(shared: Shared) -> Response:
-    """Check that each enabled model has all its workers; list mismatches with the item index."""
-    versions = await shared.default_versions(shared.models)
-    unready = {m: v for m, v in versions.items() if v is None or not v.ready}
-    if unready or shared.index_mismatches is None:
-        return _healthy(unready)
-    return OrjsonResponse({"status": "Healthy", "index": shared.index_mismatches})
+    """Check that all workers of each enabled model answer; list mismatches with the item index."""
+    await _check(shared, shared.models, lambda version, silent: version.ready and not silent)
+    index = {} if shared.index_mismatches is None else {"index": shared.index_mismatches}
+    return OrjsonResponse({"status": "Healthy", **index})
 
 
-def _healthy(unready: dict[str, ModelVersion | None]) -> Response:
-    if unready:
-        reasons = (f"{model}: {version or 'not loaded'}" for model, version in unready.items())
+async def _check(
+    shared: State, models: Sequence[str], enough: Callable[[ModelVersion, int], bool]
+) -> None:
+    reasons = []
+    for model, version in (await shared.default_versions(models)).items():
+        silent = [] if version is None else shared.workers.silent(version)
+        if version is None or not enough(version, len(silent)):
+            reasons.append(f"{model}: {', '.join([str(version or 'not loaded'), *silent])}")
+    if reasons:
         raise HTTPException(503, f"not ready: {'; '.join(reasons)}")
-    return OrjsonResponse({"status": "Healthy"})
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
@@ -55,10 +58,12 @@ async def metrics(shared: Shared) -> Response:
     versions: dict[str, list[ModelVersion]] = {}
     with suppress(TorchServeError):  # the other series matter most when it is down
         versions = await shared.all_versions()
-    gauge = shared.metrics.ready_workers
+    gauge, silent = shared.metrics.ready_workers, shared.metrics.unresponsive_workers
     gauge.clear()
+    silent.clear()
     for model, loaded in versions.items():
         for version in loaded:
             is_default = str(version.is_default).lower()
             gauge.labels(model, version.version, is_default).set(version.ready_workers)
+            silent.labels(model, version.version).set(len(shared.workers.silent(version)))
     return Response(generate_latest(shared.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Depends, HTTPException, Request
 
-from serving.client import TorchServe
+from serving.client import TorchServe, TorchServeError
 from serving.model_version import ModelVersion
 from serving.settings import SidecarSettings
 from sidecar.http.bodies import Problem
 from sidecar.http.json_route import JsonRoute, OrjsonResponse
 from sidecar.http.telemetry import Metrics
+from sidecar.http.workers import WorkerWatch
+
+Described = TypeVar("Described")
 
 
 class State:
@@ -28,6 +31,7 @@ class State:
         index_mismatches: Result of the last comparison of towers with the item index; None before
             the first one.
         versions: Default version of each enabled model, at most a few seconds old.
+        workers: What the workers have done lately.
     """
 
     def __init__(self, settings: SidecarSettings) -> None:
@@ -43,16 +47,29 @@ class State:
         self.reloading = asyncio.Lock()
         self.index_mismatches: list[str] | None = None
         self.versions: dict[str, str] = {}
+        self.workers = WorkerWatch()
 
     async def default_versions(self, models: Sequence[str]) -> dict[str, ModelVersion | None]:
         """Return the default version of each model; None for one that is not loaded."""
-        versions = await asyncio.gather(*map(self.torchserve.default_version, models))
+        versions = await self._in_time(self.torchserve.default_version, models)
         return dict(zip(models, versions, strict=True))
 
     async def all_versions(self) -> dict[str, list[ModelVersion]]:
         """Return the versions of each enabled model that is loaded, the default one first."""
-        versions = await asyncio.gather(*map(self.torchserve.versions, self.models))
+        versions = await self._in_time(self.torchserve.versions, self.models)
         return {model: found for model, found in zip(self.models, versions, strict=True) if found}
+
+    async def _in_time(
+        self, describe: Callable[[str], Awaitable[Described]], models: Sequence[str]
+    ) -> list[Described]:
+        """Describe models; for probes, which must not wait while the client tries again."""
+        timeout_s = self.settings.sidecar_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.gather(*map(describe, models))
+        except TimeoutError as error:
+            expected = f"expected TorchServe's models within {timeout_s:g} s"
+            raise TorchServeError(504, f"{expected}, got none") from error
 
     def check_enabled(self, model: str) -> None:
         """Check that a model is enabled.

@@ -39,6 +39,7 @@ class Metrics:
         latency_s: Latencies, by route.
         reloads: Reloads, by model and outcome.
         ready_workers: READY workers, by model and version.
+        unresponsive_workers: Workers that do not answer, by model and version.
         index_mismatches: Number of mismatches that /health lists; 0 without an index.
     """
 
@@ -64,6 +65,12 @@ class Metrics:
             "sidecar_model_ready_workers",
             "READY workers of each version that TorchServe has loaded",
             ["model", "version", "default"],
+            registry=self.registry,
+        )
+        self.unresponsive_workers = Gauge(
+            "sidecar_model_unresponsive_workers",
+            "Workers of each version that are stopped, or hang while requests wait",
+            ["model", "version"],
             registry=self.registry,
         )
         self.index_mismatches = Gauge(

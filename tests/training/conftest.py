@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def fit(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Path]:
     def run(table: pd.DataFrame, *flags: str, version: str = "v1") -> Path:
         path = tmp_path / "table.csv"
         table.to_csv(path, index=False)
+        shutil.rmtree(tmp_path / "artifacts" / model / version, ignore_errors=True)
         places = ["--data", str(path), "--artifacts-dir", str(tmp_path / "artifacts")]
         assert train(model, "--epochs", "1", *places, "--version", version, *flags) == 0
         return tmp_path / "artifacts" / model / version

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,6 +48,7 @@ def fit(tmp_path: Path) -> Callable[..., Path]:
     def run(model: str, table: pd.DataFrame, *flags: str, version: str = "v1") -> Path:
         path = tmp_path / "table.parquet"
         table.to_parquet(path)
+        shutil.rmtree(tmp_path / "artifacts" / model / version, ignore_errors=True)
         places = ["--data-path", str(path), "--artifacts-dir", str(tmp_path / "artifacts")]
         assert train(model, *FAST[model], *places, "--version", version, *flags) == 0
         return tmp_path / "artifacts" / model / version
@@ -398,10 +400,10 @@ def test_mmoe_refuses_tasks_of_the_same_name(
 ) -> None:
     data.rename(columns={"user_gender": "n"}).to_csv(tmp_path / "table.csv", index=False)
     flags = ["--data-path", str(tmp_path / "table.csv"), "--artifacts-dir", str(tmp_path)]
-    flags += ["--version", "v1", "--features", "item_ctr,n", "--categorical", "n"]
+    flags += ["--features", "item_ctr,n", "--categorical", "n"]
     flags += ["--targets", "label,gmv", "--epochs", "1", "--no-single-task"]
-    assert train("mmoe", *flags, "--tasks", "ctr,gmv") == 0
-    assert train("mmoe", *flags, "--tasks", "ctr,ctr") == 1
+    assert train("mmoe", *flags, "--version", "v1", "--tasks", "ctr,gmv") == 0
+    assert train("mmoe", *flags, "--version", "v2", "--tasks", "ctr,ctr") == 1
     assert "--tasks ctr,ctr: expected each name once" in capsys.readouterr().err
 
 
@@ -424,9 +426,8 @@ def test_an_interrupted_run_leaves_no_artifacts(
 
     kept = weights(fit("xgb", data))
     monkeypatch.setattr(train_xgb, "save_curves", interrupt)
-    for version in ("v1", "v2"):
-        places = ["--data-path", str(tmp_path / "table.parquet"), "--version", version]
-        assert train("xgb", "--artifacts-dir", str(tmp_path / "artifacts"), *places) == 130
+    places = ["--data-path", str(tmp_path / "table.parquet"), "--version", "v2"]
+    assert train("xgb", "--artifacts-dir", str(tmp_path / "artifacts"), *places) == 130
     assert artifacts.versions("xgb", tmp_path / "artifacts") == ["v1"]
     assert weights(tmp_path / "artifacts" / "xgb" / "v1") == kept
 
@@ -459,7 +460,7 @@ def test_a_killed_run_leaves_no_version(tmp_path: Path) -> None:
         "import os, signal, sys\n"
         "from pathlib import Path\n"
         "from training.folders import writing_folder\n"
-        "with writing_folder(Path(sys.argv[1]) / 'xgb' / 'v1', replace=True) as folder:\n"
+        "with writing_folder(Path(sys.argv[1]) / 'xgb' / 'v1', new=True) as folder:\n"
         "    (folder / 'xgb_model.json').write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -77,6 +77,7 @@ class Checkpoints:
         resume: Continue the run that the folder holds.
 
     Attributes:
+        folder: Their folder.
         flags: The flags as JSON.
 
     Raises:
@@ -84,7 +85,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, flags: Mapping[str, Any], *, resume: bool) -> None:
-        self._folder, self._resume = folder, resume
+        self.folder, self._resume = folder, resume
         self._n_loops, self._n_saved = 0, 0
         self.flags = json.loads(json.dumps(flags, default=str))
         self._data_sha256 = ""
@@ -137,7 +138,7 @@ class Checkpoints:
 
     def load(self, name: str) -> Any:
         """Read a file of the run to continue; None if there is none."""
-        path = self._folder / name
+        path = self.folder / name
         if not self._resume or not path.exists():
             return None
         try:
@@ -148,19 +149,22 @@ class Checkpoints:
     def save(self, name: str, state: Mapping[str, Any]) -> None:
         """Write a file, whole or not at all."""
         if not self._n_saved and not self._resume:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder.mkdir(parents=True)
-            (self._folder / RUN_FILE).write_text(
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            (self.folder / RUN_FILE).write_text(
                 json.dumps({"flags": self.flags, "data_sha256": self._data_sha256})
             )
         self._n_saved += 1
-        unfinished = self._folder / f"{name}.writing"
-        torch.save(dict(state), unfinished)
-        os.replace(unfinished, self._folder / name)
+        unfinished = self.folder / f"{name}.writing"
+        try:
+            torch.save(dict(state), unfinished)
+            os.replace(unfinished, self.folder / name)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Remove the checkpoints of a run that has succeeded."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class _SavingWorker(Worker):
@@ -191,7 +195,7 @@ class _SavingWorker(Worker):
         try:
             self._checkpoints.save(self._name, state | random)
         except (OSError, RuntimeError) as error:  # a full disk must not cost what was learned
-            logger.warning("no checkpoint was saved: %s", error)
+            logger.warning("%s: no checkpoint was saved: %s", self._checkpoints.folder, error)
         ended = time.perf_counter()
         self._next_save = ended + (ended - started) / MAX_SAVING_SHARE
 
