@@ -26,7 +26,10 @@ from archive.registry.documents import CHALLENGER, CHAMPION, RegistryError
 from archive.registry.store import RegistryConfig
 from handlers import logs
 from handlers.errors import UserError
+from serving.here import versions_here
+from serving.model_store import stale_copies
 from serving.rollout import changing
+from serving.settings import Settings
 from training import artifacts
 
 logger = logging.getLogger(__name__)
@@ -138,8 +141,23 @@ class Rollback(RegistryConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prune(RegistryConfig):
-    """Remove old versions; champion, previous champion and challenger always stay.
+class StoreConfig(RegistryConfig):
+    """The registry and a model store.
+
+    Attributes:
+        store: The model store; by default MODEL_STORE, or model-store/ if that is not set.
+    """
+
+    store: Path = field(
+        default_factory=lambda: Path(os.environ.get("MODEL_STORE") or package.MODEL_STORE)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune(StoreConfig):
+    """Remove old versions from the registry, and their copies from the model store.
+
+    What has an alias, serves on this machine or is served at the next start always stays.
 
     Attributes:
         model: Name of the model.
@@ -153,24 +171,31 @@ class Prune(RegistryConfig):
         """Remove entries and archives, and print what was removed."""
         if self.keep < 0:
             raise RegistryError(f"--keep {self.keep}: expected 0 or more")
-        for entry in self.open_registry().prune(self.model, self.keep):
+        loaded = versions_here(Settings.from_env(os.environ), self.model) or []
+        registry = self.open_registry()
+        for entry in registry.prune(self.model, self.keep):
             print(f"removed {entry.model} {entry.version}")
+        if not self.store.is_dir():
+            return
+        kept = {entry.version for entry, _ in registry.listing() if entry.model == self.model}
+        kept |= {version.version for version in loaded}
+        with changing(self.store):
+            copies = stale_copies(self.store, self.model, self.keep, kept)
+            for copy in copies:
+                print(f"removing {copy}", flush=True)
+            for copy in copies:
+                copy.unlink()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pull(RegistryConfig):
+class Pull(StoreConfig):
     """Copy the champions into a model store, to be served at the next start.
 
     Attributes:
         model: Names separated by commas; by default every model that has a champion.
-        store: Folder that the archives go to; by default MODEL_STORE, or model-store/ if that is
-            not set.
     """
 
     model: str = ""
-    store: Path = field(
-        default_factory=lambda: Path(os.environ.get("MODEL_STORE") or package.MODEL_STORE)
-    )
 
     def run(self) -> None:
         """Copy the archives and check their hashes."""

@@ -6,7 +6,7 @@ import filecmp
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -61,6 +61,20 @@ def find_kept(store: Path, model: str, version: str) -> Path | None:
     """Return the archive of a version that serves or has served, if the store still has it."""
     candidates = (store / f"{model}.mar", kept_path(store, model, version))
     return next((mar for mar in candidates if _version(mar) == version), None)
+
+
+def stale_copies(store: Path, model: str, keep: int, kept: Collection[str]) -> list[Path]:
+    """Return the copies of versions that served which need not stay, oldest first.
+
+    Args:
+        store: The model store.
+        model: Name of the model.
+        keep: Number of newest copies that stay.
+        kept: Versions that stay; the one that the next start serves does too.
+    """
+    copies = sorted((store / model).glob("*.mar"), key=lambda copy: copy.stat().st_mtime)
+    needed = {*kept, stored_version(store, model)}
+    return [copy for copy in copies[: max(0, len(copies) - keep)] if copy.stem not in needed]
 
 
 def remove_staged(store: Path, model: str) -> None:

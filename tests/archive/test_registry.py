@@ -28,12 +28,10 @@ from handlers.errors import ArchiveError
 from handlers.signature import sha256
 from scripts import register_model
 from serving.rollout import changing
-from serving.testing import make_archive
 from tests.examples import Example, module
 from training import artifacts
 
 DOCUMENTS = ("registry.json", "registry.json.copy")
-CONFIG = "minWorkers: 1\nmaxWorkers: 1\n"
 
 # For processes to kill: a fork of one that has imported this module starts fast.
 processes = multiprocessing.get_context("forkserver")
@@ -50,22 +48,6 @@ MODULES = (
 )
 # A process is killed while it runs one of these.
 SOURCES = {m.__file__ for m in MODULES}
-
-
-def make_mar(folder: Path, version: str, note: str = "") -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return make_archive(folder, "m", f"# {note}", version=version, config=CONFIG)
-
-
-@pytest.fixture
-def mars(tmp_path: Path) -> dict[str, Path]:
-    """Archives of one model by version."""
-    return {version: make_mar(tmp_path / version, version) for version in ("v1", "v2", "v3", "v4")}
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Registry:
-    return Registry(tmp_path / "registry")
 
 
 def versions(registry: Registry) -> list[str]:
@@ -174,11 +156,11 @@ def test_message_about_a_missing_version_lists_the_known_ones(
 
 
 def test_version_never_becomes_another_archive(
-    registry: Registry, mars: dict[str, Path], tmp_path: Path
+    registry: Registry, mars: dict[str, Path], tmp_path: Path, make_mar: Callable[..., Path]
 ) -> None:
     entry = registry.register("m", "v1", mars["v1"])
     with pytest.raises(RegistryError, match=r"m v1 is registered with sha256 \w{12}\.\.\., this"):
-        registry.register("m", "v1", make_mar(tmp_path / "other", "v1", "other code"))
+        registry.register("m", "v1", make_mar("v1", "other", "other code"))
     assert sha256(registry.fetch("m", "v1", tmp_path / "store").read_bytes()) == entry.sha256
 
 
@@ -394,9 +376,9 @@ def test_leftover_of_a_killed_copy_is_not_an_archive(
     assert files(registry.folder) == {".lock", *DOCUMENTS, "m/v1/m.mar"}
 
 
-def test_parallel_writers_lose_nothing(tmp_path: Path, registry: Registry) -> None:
+def test_parallel_writers_lose_nothing(registry: Registry, make_mar: Callable[..., Path]) -> None:
     names = [f"p{i}" for i in range(8)]
-    mars = [make_mar(tmp_path / name, name) for name in names]
+    mars = [make_mar(name) for name in names]
     writers = [start(registry.folder, "register", mar) for mar in mars]
     assert [end(writer) for writer in writers] == [True] * 8
     assert sorted(versions(registry)) == names
@@ -430,10 +412,10 @@ def test_bucket_has_the_layout_of_the_folder_and_serves_other_machines(
 
 
 def test_bucket_keeps_what_several_machines_write_at_the_same_time(
-    tmp_path: Path, bucket: str
+    tmp_path: Path, bucket: str, make_mar: Callable[..., Path]
 ) -> None:
     names = [f"p{i}" for i in range(6)]
-    mars = [make_mar(tmp_path / name, name) for name in names]
+    mars = [make_mar(name) for name in names]
     place = f"{bucket}/team"
     writers = [start(tmp_path / f"of-{mar.parent.name}", "register", mar, place) for mar in mars]
     assert [end(writer) for writer in writers] == [True] * 6
@@ -502,9 +484,9 @@ def test_upload_that_arrives_altered_is_not_registered(
 
 
 def test_bucket_never_replaces_an_archive(
-    tmp_path: Path, mars: dict[str, Path], bucket: str
+    tmp_path: Path, mars: dict[str, Path], bucket: str, make_mar: Callable[..., Path]
 ) -> None:
-    other = make_mar(tmp_path / "other", "v1", "other code")
+    other = make_mar("v1", "other", "other code")
     registry = Registry(tmp_path / "registry", bucket)
     registry.check_writable()
     s3fs.S3FileSystem(skip_instance_cache=True).put_file(str(other), f"{bucket}/m/v1/m.mar")
