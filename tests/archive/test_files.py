@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -66,12 +65,12 @@ def test_what_is_not_a_folder_of_ours_stays(scratch: Path, tmp_path: Path) -> No
 def test_full_disk_is_named_and_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     target = tmp_path / "registry.json"
     target.write_text("before")
+    (tmp_path / ".registry.json.part").symlink_to("/dev/full")
     advice = f"free some in {tmp_path}"
     with (
         pytest.raises(UserError, match=rf"^{target}: the disk is full; {advice}"),
         replacing(target) as part,
     ):
-        os.symlink("/dev/full", part)
         part.write_bytes(b"after")
     assert target.read_text() == "before"
     assert [path.name for path in tmp_path.glob(".*")] == []

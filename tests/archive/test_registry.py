@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 import s3fs
 
+from archive import catalog, package
 from archive import files as archive_files
+from archive.gate.verdict import archives_of_run
 from archive.registry import bucket as bucket_module
 from archive.registry import contents, documents, folder, rebuild, storage
 from archive.registry import store as store_module
@@ -107,6 +109,12 @@ def test_training_run_is_registered_with_all_its_archives(
         printed == [entry.model for entry, _ in listed] == ["item_tower", "two_tower", "user_tower"]
     )
     assert len({entry.signature["space_id"] for entry, _ in listed}) == 1
+    # The gate, which comes before, knows the same archives.
+    judged = next(entry for entry, _ in listed if entry.model == "two_tower")
+    places = package.Config(store=tmp_path / "scratch", artifacts_dir=folder.parents[1])
+    empty, run_of = Registry(tmp_path / "empty"), catalog.get("two_tower")
+    found = archives_of_run(empty, run_of, folder.name, judged.sha256, places)
+    assert found == {entry.model: entry.sha256 for entry, _ in listed}
     assert run(tmp_path, "list") == 0
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from archive import catalog
+from archive import catalog, package
 from archive.gate.judge import GateConfig, held_out, open_archive
+from archive.gate.reference import choose_reference
 from archive.gate.scoring import score
 from archive.registry.store import Registry
-from scripts import evaluate
+from handlers.errors import UserError
+from scripts import evaluate, register_model
+from serving.model_store import kept_path
+from serving.testing import running_server
 from tests.examples import Example, model_names, module, train
 from tests.examples.dssm import TEXTS
 from tests.examples.xgb import DEFAULT as XGB
@@ -91,6 +97,7 @@ def test_archive_scores_as_training_did(
 
 def test_version_that_is_as_good_as_the_champion_passes(
     gate: Callable[..., int],
+    versions: Path,
     archive_file: Callable[[Example], Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -102,6 +109,20 @@ def test_version_that_is_as_good_as_the_champion_passes(
     assert gate("v2", "--slice", "user_gender") == evaluate.PASSED
     output = capsys.readouterr().out
     assert "PASS xgb v2 against v1" in output
+    assert "note: compared with v1 is the registry's champion" in output
+    assert f"verdict: in the registry, {registry.folder}, for xgb v2" in output
+    places = ["--registry", str(registry.folder), "--model-dir", str(versions)]
+    assert register_model.main(["--model", "xgb", "--version", "v2", *places]) == 0
+    entry = registry.entry("xgb", "v2")
+    assert entry.gate == "passed"
+    assert entry.verdict is not None
+    assert (entry.verdict.reference, entry.verdict.judged_as) == ("v1", "xgb")
+    assert entry.verdict.data_sha256 == entry.data_sha256
+    auc = entry.verdict.metrics["auc"]
+    assert auc.old is not None
+    assert auc.limit == pytest.approx(0.99 * auc.old)
+    saved = (registry.folder / entry.verdict.report).read_bytes()
+    assert saved == (tmp_path / "report.html").read_bytes()
     assert "user_gender 1" in output
     tables = output.partition("note:")[0].splitlines()
     assert max(map(len, tables)) <= 80
@@ -130,10 +151,59 @@ def test_first_version_is_judged_against_the_baselines(
     assert gate("v1") == evaluate.PASSED
     output = capsys.readouterr().out
     assert "PASS xgb v1 against linear" in output
+    assert "compared with baselines: the registry has no champion, and nothing serves" in output
     assert "user_gender 2" in output
     assert "user_age 25 to 35" in output
     assert gate("stump", "--slice", "user_gender") == evaluate.FAILED
     assert "FAIL logloss: expected <= 0.4" in capsys.readouterr().out
+
+
+def test_what_serves_here_is_the_reference(
+    gate: Callable[..., int],
+    versions: Path,
+    archive_file: Callable[[Example], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    shutil.copyfile(archive_file(XGB), store / "xgb.mar")
+    registry = Registry(tmp_path / "registry")
+    with running_server(store) as server:
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        places = package.Config(store=store, artifacts_dir=versions)
+        other = package.package(catalog.get("xgb"), "v2", places)  # as make archive does
+        capsys.readouterr()
+        assert gate("v2") == evaluate.PASSED
+        output = capsys.readouterr().out
+        assert "PASS xgb v2 against v1" in output
+        port = server.env["INFERENCE_PORT"]
+        assert f"note: compared with v1 serves on port {port} of this machine" in output
+
+        assert choose_reference(registry, "xgb", "v1").version == ""  # itself, and nothing else
+        assert choose_reference(registry, "mmoe", "v1").version == ""
+        registry.register("xgb", "v2", other)
+        registry.promote("xgb", "v2")
+        both = choose_reference(registry, "xgb", "v3")
+        assert both.version == "v1"
+        assert "though the registry's champion is v2" in both.reason
+        assert choose_reference(registry, "xgb", "v1").version == "v2"
+
+        kept_path(store, "xgb", "v1").unlink()
+        with pytest.raises(
+            UserError, match=r"its archive is neither .*/xgb\.mar nor .*/v1\.mar nor"
+        ):
+            choose_reference(registry, "xgb", "v3")
+        monkeypatch.setenv("MANAGEMENT_PORT", "1")
+        stale = choose_reference(registry, "xgb", "v3")
+        assert stale.version == "v2"
+        assert "does not say what serves" in stale.reason
+        with pytest.raises(UserError, match="does not say which mmoe serves"):
+            choose_reference(registry, "mmoe", "v3")
+    assert choose_reference(registry, "xgb", "v3").version == "v2"
 
 
 def test_tampered_archive_is_not_judged(
