@@ -59,7 +59,7 @@ describe: $(VENV)/.installed ## Print an archive's signature, metrics and conten
 	@test -n "$(MODEL)" || { echo "error: no model given; example: make describe MODEL=deepfm"; exit 2; }
 	@$(PY) -m archive.describe --model $(MODEL)
 
-evaluate: $(VENV)/.installed ## Compare a version with the champion: MODEL=deepfm [VERSION=v2]
+evaluate: $(VENV)/.installed ## Judge a version against what serves: MODEL=deepfm [VERSION=v2]
 	@test -n "$(MODEL)" || { echo "error: no model given; example: make evaluate MODEL=deepfm"; exit 2; }
 	@$(PY) -m scripts.evaluate --model $(MODEL) $(if $(VERSION),--version $(VERSION)) $(ARGS)
 

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from archive.gate.compare import Comparison
 from archive.gate.judge import GateConfig, judge
+from archive.gate.report import INTERVAL
 from handlers import logs
 from handlers.errors import UserError
 from training.run import INTERRUPTED
@@ -99,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     comparison = page.comparison
     for table in tables(page.model, comparison):
         Console().print(table)
+    print(INTERVAL)
     for note in page.notes:
         print(f"note: {note}")
     print(f"report: {path}")

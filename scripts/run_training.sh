@@ -8,6 +8,9 @@
 #   --skip-eval         register without judging
 #   --skip-register     stop after judging
 #   --deploy            deploy what was registered; item vectors go to INDEX_URI first
+#   --allow-contract-change
+#                       deploy versions that read other features or whose vectors are in another
+#                       space, as those of newly trained towers are, unless INDEX_URI is set
 #   --service-url URL   management API of a host to deploy to; this and the following options
 #                       once for each host, in the same order
 #   --inference-url URL inference API of the host
@@ -28,13 +31,14 @@ usage_error() {
 
 # Models that share another's training run are registered and deployed with it.
 models=$(grep -L '^  artifacts:' archive/*/model-config.yaml | xargs -n1 dirname | xargs -n1 basename)
-skip_eval='' skip_register='' deploying=''
+skip_eval='' skip_register='' deploying='' contract=()
 data=() place=() services=() inference=() stores=() keys=()
 while (($#)); do
   case $1 in
     --skip-eval) skip_eval=1 ;;
     --skip-register) skip_register=1 ;;
     --deploy) deploying=1 ;;
+    --allow-contract-change) contract=("$1") ;;
     -h | --help)
       sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
       exit 0
@@ -137,7 +141,7 @@ chain() {
   fi
   while read -r -u 3 name _; do
     attempt deploy "$py" -m scripts.deploy --model "$name" --version "$version" \
-      "${place[@]}" "${hosts[@]}" ${skip_eval:+--ungated "run_training.sh --skip-eval"} || return
+      "${place[@]}" "${hosts[@]}" "${contract[@]}" ${skip_eval:+--ungated "run_training.sh --skip-eval"} || return
   done 3<"$registered"
 }
 

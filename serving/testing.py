@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +140,19 @@ def _table(stdout: IO[str] | None) -> str:
     while line := stdout.readline().strip() if stdout else "":
         lines.append(line)
     return "\n".join(lines)
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
+    """Wait until a condition holds.
+
+    Raises:
+        TimeoutError: If it does not hold in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {timeout_s:g} s")
+        time.sleep(0.05)
 
 
 def make_archive(

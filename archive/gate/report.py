@@ -35,6 +35,8 @@ STYLE: Any = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor"), INK),
     **dict.fromkeys(("xtick.color", "ytick.color", "axes.titlecolor"), INK),
 }
+# What "± 95 %" means, in the report and on the terminal.
+INTERVAL = "± 95 %: when the test split is resampled, 95 of 100 changes lie within this margin"
 CURVE_POINTS = 200
 MAX_FEATURES = 20
 
@@ -72,6 +74,7 @@ class Page:
                 page=self,
                 comparison=self.comparison,
                 figures=figures,
+                interval=INTERVAL,
                 colors={"old": OLD, "new": NEW},
                 now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             ),

@@ -102,7 +102,9 @@ def test_training_run_is_registered_with_all_its_archives(
 ) -> None:
     folder = artifact_folder(example_of("two_tower"))
     capsys.readouterr()
-    assert run(tmp_path, "--model", "two_tower", "--model-dir", str(folder.parents[1])) == 0
+    # Other tests may have trained a newer version into the same folder.
+    flags = ["--version", folder.name, "--model-dir", str(folder.parents[1])]
+    assert run(tmp_path, "--model", "two_tower", *flags) == 0
     printed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     listed = Registry(tmp_path).listing()
     assert (

@@ -592,6 +592,10 @@ ALERTS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         },
         {'WorkerLoadTime{job="recmar",WorkerName="w"}': f"{always(8000, 40)} {always(9000, 21)}"},
     ),
+    "RecmarWorkerUnresponsive": (
+        {'sidecar_model_unresponsive_workers{job="recmar",model="m",version="v1"}': always(1)},
+        {'sidecar_model_unresponsive_workers{job="recmar",model="m",version="v1"}': always(0)},
+    ),
     "RecmarSkew": (
         {MISSING: per_minute(20), 'recmar_rows{job="recmar",model_name="m"}': per_minute(100)},
         {MISSING: per_minute(5), 'recmar_rows{job="recmar",model_name="m"}': per_minute(100)},
@@ -610,6 +614,15 @@ ALERTS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
 def test_every_alert_has_cases() -> None:
     rules = [rule["alert"] for group in alert_rules()["groups"] for rule in group["rules"]]
     assert rules == list(ALERTS)
+
+
+def test_every_alert_says_what_it_means_and_where_to_read_on() -> None:
+    for rule in [rule for group in alert_rules()["groups"] for rule in group["rules"]]:
+        assert rule["annotations"]["description"].endswith(".")
+        page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+        text = (ROOT / page).read_text()
+        headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        assert anchor in [heading.lower().replace(" ", "-") for heading in headings]
 
 
 FIRING = [{"labels": "{}", "value": 1}]

@@ -135,13 +135,14 @@ def test_steps_can_be_skipped_and_all_training_runs_are_the_default(
 def test_deploy_without_a_verdict_records_why(
     checkout: Path, tmp_path: Path, stand_in: Callable[[str], dict[str, str]]
 ) -> None:
-    run = chain(checkout, stand_in(""), "--models", "xgb", "--skip-eval", "--deploy")
+    flags = ["--models", "xgb", "--skip-eval", "--deploy", "--allow-contract-change"]
+    run = chain(checkout, stand_in(""), *flags)
     out, err = run.communicate()
     assert run.returncode == 0, err
     assert summary(out) == {"xgb": ["ok", "skipped", "ok", "-", "ok"]}
     deploy = (tmp_path / "calls").read_text().splitlines()[-1]
     assert deploy.startswith("-m scripts.deploy --model xgb ")
-    assert deploy.endswith(" --ungated run_training.sh --skip-eval")
+    assert deploy.endswith(" --allow-contract-change --ungated run_training.sh --skip-eval")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

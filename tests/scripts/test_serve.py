@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -23,9 +24,11 @@ from serving import run_folder, testing
 from serving import server as torchserve
 from serving.process import ManagedProcess
 from serving.settings import ServeError, Settings
-from serving.testing import Server, make_archive, running_server
+from serving.sidecar_process import MAX_RESTARTS
+from serving.testing import Server, make_archive, running_server, wait_until
 
 GONE_TIMEOUT_S = 10.0
+CALL_TIMEOUT_S = 5.0  # of a management call
 PR_SET_CHILD_SUBREAPER = 36
 
 HANDLER = """
@@ -39,6 +42,7 @@ class Handler:
         return [b'{"predictions":[0.5]}' for _ in data]
 """
 SLOW_HANDLER = HANDLER.replace("return", "__import__('time').sleep(0.7); return")
+SLOW_LOADING_HANDLER = HANDLER.replace("logging.get", "__import__('time').sleep(4); logging.get")
 REFUSING_HANDLER = """
 class Handler:
     def initialize(self, context):
@@ -257,17 +261,99 @@ def test_killed_server_leaves_no_processes_and_its_folder_is_reused(tmp_path: Pa
         assert leftovers(server.temp_folder) == []
 
 
-@pytest.mark.parametrize(("part", "name"), [("java", "TorchServe"), ("python", "the sidecar")])
-def test_server_fails_when_one_of_its_processes_ends(tmp_path: Path, part: str, name: str) -> None:
+def child(server: Server, name: str) -> psutil.Process:
+    """Return the process of TorchServe (java) or of the sidecar (python)."""
+    children = psutil.Process(server.process.pid).children()
+    [found] = [child for child in children if child.name().startswith(name)]
+    return found
+
+
+def test_server_fails_when_torchserve_ends(tmp_path: Path) -> None:
     make_archive(tmp_path, "first", HANDLER)
     with running_server(tmp_path) as server:
-        children = psutil.Process(server.process.pid).children()
-        [victim] = [child for child in children if child.name().startswith(part)]
-        victim.kill()
+        child(server, "java").kill()
         assert server.process.wait(timeout=30) == 1
         assert server.process.stderr is not None
-        assert f"error: {name} ended with exit code -9" in server.process.stderr.read()
+        assert "error: TorchServe ended with exit code -9" in server.process.stderr.read()
         assert leftovers(server.temp_folder) == []
+
+
+def test_a_killed_sidecar_is_started_again_but_not_for_ever(tmp_path: Path) -> None:
+    make_archive(tmp_path, "first", HANDLER)
+    with running_server(tmp_path) as server:
+
+        def kill_sidecar() -> None:
+            child(server, "python").kill()
+
+        def answers() -> bool:
+            with suppress(requests.ConnectionError):
+                return requests.get(f"{server.sidecar_url}/ping", timeout=10).status_code == 200
+            return False
+
+        kill_sidecar()
+        url = f"{server.inference_url}/predictions/first"
+        with requests.Session() as session:
+            wait_until(lambda: session.post(url, json={}, timeout=10).ok and answers(), 30)
+            for _ in range(MAX_RESTARTS):
+                old = child(server, "python").pid
+                kill_sidecar()
+                wait_until(partial(ended_or_new, server, old), 30)
+        assert server.process.wait(timeout=30) == 1
+        assert server.process.stderr is not None
+        messages = server.process.stderr.read()
+        assert messages.count("starting it again") == MAX_RESTARTS
+        assert "error: the sidecar ended with exit code -9" in messages
+        assert leftovers(server.temp_folder) == []
+
+
+def ended_or_new(server: Server, old: int) -> bool:
+    """Whether the server has ended, or its sidecar is another process than before."""
+    if server.process.poll() is not None:
+        return True
+    with suppress(psutil.Error, ValueError):
+        return child(server, "python").pid != old
+    return False
+
+
+def test_a_stopped_worker_is_not_ready(tmp_path: Path) -> None:
+    make_archive(tmp_path, "first", HANDLER)
+    with running_server(tmp_path) as server:
+
+        def health() -> requests.Response:
+            return requests.get(f"{server.sidecar_url}/health", timeout=10)
+
+        java = child(server, "java")
+        [worker] = [each for each in java.children(recursive=True) if "python" in each.name()]
+        worker.suspend()
+        wait_until(lambda: health().status_code == 503, 30)
+        assert f"(pid {worker.pid}) is stopped" in health().json()["detail"]
+        metrics = requests.get(f"{server.sidecar_url}/metrics", timeout=10).text
+        assert 'sidecar_model_unresponsive_workers{model="first",version="1.0"} 1.0' in metrics
+        status = testing.start(server.env, "status")
+        assert f"(pid {worker.pid}) is stopped" in status.communicate(timeout=60)[1]
+        assert status.returncode == 1
+        worker.resume()
+        wait_until(lambda: health().status_code == 200, 30)
+
+
+def test_a_start_waits_for_calls_that_take_longer_than_the_timeout(tmp_path: Path) -> None:
+    """A machine under full load, made certain: Java stops for longer than a call may take."""
+    make_archive(tmp_path, "first", SLOW_LOADING_HANDLER)
+    with testing.instance_env(tmp_path) as env:
+        process = testing.start(env)
+        try:
+            started = psutil.Process(process.pid)
+            wait_until(lambda: "java" in [each.name() for each in started.children()], 30)
+            [java] = [each for each in started.children() if each.name() == "java"]
+            wait_until(lambda: any("python" in each.name() for each in java.children()), 60)
+            java.suspend()
+            time.sleep(CALL_TIMEOUT_S + 1)
+            java.resume()
+            assert process.stdout is not None
+            assert "first" in process.stdout.readline() + process.stdout.readline()
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
 
 
 def test_log_is_rotated_before_it_fills_the_disk(

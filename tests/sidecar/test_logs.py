@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,7 +23,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from handlers import logs
 from handlers.signature import SIGNATURE_FILE, sha256
 from serving.settings import Settings
-from serving.testing import ROOT, Server, make_archive, running_server
+from serving.testing import ROOT, Server, make_archive, running_server, wait_until
 from tests.examples import Example
 from tests.examples.xgb import DEFAULT
 
@@ -101,15 +100,8 @@ class Collector:
             found.update({span.name: span for span in spans})
             return len(found) >= n_spans
 
-        wait_until(arrived)
+        wait_until(arrived, TIMEOUT_S)
         return found
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +141,7 @@ def lines(log: Path, request_id: str) -> list[dict[str, Any]]:
         found[:] = [line for line in objects if line.get("request_id") == request_id]
         return bool(found)
 
-    wait_until(written)
+    wait_until(written, TIMEOUT_S)
     return found
 
 
@@ -186,7 +178,7 @@ def test_the_sidecars_lines_name_model_and_version(server: Server) -> None:
         assert line["latency_ms"] > 0
         return (line["model"], line["version"]) == ("xgb", DEFAULT.version)
 
-    wait_until(named)
+    wait_until(named, TIMEOUT_S)
 
 
 def test_a_trace_goes_through_the_sidecar_to_torchserve(

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ from serving.client import TorchServe
 from serving.ports import free_ports
 from serving.rollout import Rollout, roll_out
 from serving.settings import ServeError, Settings, SidecarSettings
-from serving.testing import ROOT, Server, make_archive, running_server
+from serving.testing import ROOT, Server, make_archive, running_server, wait_until
 from tests.conftest import lacking
 
 START_TIMEOUT_S = 30.0
@@ -160,13 +160,6 @@ def answers(url: str) -> bool:
         return requests.get(url, timeout=5).ok
     except requests.ConnectionError:
         return False
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s"
-        time.sleep(0.05)
 
 
 def post(url: str, body: object, **headers: str) -> requests.Response:

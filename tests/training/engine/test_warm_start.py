@@ -122,15 +122,16 @@ def test_trees_are_added_to_those_of_the_version(places: list[str], scaled: list
         base = "scaled"
         old = ["--data-path", str(root.parents[1] / "old.csv"), "--version", base]
         assert train("xgb", *new, *old, "--epochs", "60") == 0
-    assert train("xgb", *new, "--version", "cold") == 0
-    assert train("xgb", *new, "--version", "warm", "--init-from", base) == 0
-    loss = {v: artifacts.read_meta(root / v)["metrics"]["logloss"] for v in ("cold", "warm")}
-    assert loss["warm"] < 0.97 * loss["cold"]
-    trees = {v: xgb.Booster(model_file=root / v / BOOSTER_FILE) for v in (base, "warm")}
+    cold, warm = f"cold-{base}", f"warm-{base}"
+    assert train("xgb", *new, "--version", cold) == 0
+    assert train("xgb", *new, "--version", warm, "--init-from", base) == 0
+    loss = {v: artifacts.read_meta(root / v)["metrics"]["logloss"] for v in (cold, warm)}
+    assert loss[warm] < 0.97 * loss[cold]
+    trees = {v: xgb.Booster(model_file=root / v / BOOSTER_FILE) for v in (base, warm)}
     n_before = trees[base].num_boosted_rounds()
-    assert n_before < trees["warm"].num_boosted_rounds() <= n_before + 20
-    assert trees["warm"][:n_before].get_dump() == trees[base].get_dump()
-    before, now = (TreeInputs.load(root / version).encodings for version in (base, "warm"))
+    assert n_before < trees[warm].num_boosted_rounds() <= n_before + 20
+    assert trees[warm][:n_before].get_dump() == trees[base].get_dump()
+    before, now = (TreeInputs.load(root / version).encodings for version in (base, warm))
     for column, table in before.items():
         seen = table[:, 1] > 0
         assert np.array_equal(now[column][: len(table)][seen], table[seen])
