@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from handlers.errors import UserError
 from serving.archive_file import CONFIG_FILE as CONFIG_FILE
+from serving.archive_schema import problems
 from serving.settings import ROOT as ROOT
 
 CARD_FILE = "card.yaml"
@@ -152,11 +153,7 @@ def read_card(path: Path, *, needs_bars: bool) -> Card:
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not readable YAML: {error}") from error
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}"
-            for problem in error.errors()
-        ]
-        raise UserError(f"{path}: {'; '.join(problems)}") from error
+        raise UserError(f"{path}: {problems(error)}") from error
     if needs_bars and not card.bars:
         raise UserError(f"{path}: bars: expected a metric and its least value, such as auc: 0.75")
     if card.bars and not needs_bars:

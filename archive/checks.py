@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from archive import catalog
-from handlers.errors import ArchiveError
+from handlers.errors import UserError
 from handlers.signature import GOLDEN_FILE, sha256
 from serving.archive_file import ArchiveFile
 from serving.checks import Finding, Machine
@@ -24,8 +24,8 @@ def archives(machine: Machine) -> Iterator[Finding]:
             yield Finding(f"{mar} is missing", fix)
             continue
         try:
-            archive = ArchiveFile.read(mar)
-        except ArchiveError as error:
+            archive = ArchiveFile.read(mar, name)
+        except UserError as error:
             yield Finding.from_error(error)
             continue
         if name in known:

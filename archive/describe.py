@@ -17,7 +17,8 @@ from rich.table import Table
 
 from archive.package import MODEL_STORE
 from handlers.errors import UserError
-from handlers.signature import Signature, verify_archive
+from handlers.signature import Signature
+from serving.archive_file import ArchiveFile
 from training.metrics.tables import metric_table
 
 
@@ -103,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = tyro.cli(Config, args=argv)
     mar = config.store / f"{config.model}.mar"
     try:
-        signature = verify_archive(mar)
+        signature = ArchiveFile.read(mar, config.model).signature
         with zipfile.ZipFile(mar) as archive:
             metrics = json.loads(archive.read("metrics.json"))["test"]
             sizes = {info.filename: info.file_size for info in archive.infolist()}

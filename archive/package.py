@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 import shutil
 import sys
 import zipfile
@@ -31,11 +32,12 @@ from handlers.signature import (
     GOLDEN_FILE,
     MANIFEST_FILE,
     SIGNATURE_FILE,
+    SIGNED_FILE,
     Signature,
     sha256,
-    verify_archive,
 )
-from serving.archive_file import SAMPLE_FILE
+from serving import signing
+from serving.archive_file import SAMPLE_FILE, ArchiveFile
 from training import artifacts
 
 logger = logging.getLogger(__name__)
@@ -88,7 +90,7 @@ def package(model: catalog.Model, version: str | None, config: Config) -> Path:
         packed = _archive(model, handler.meta["model_version"], stage, scratch)
         with replacing(mar) as part:
             _rewrite(packed, part)
-            verify_archive(part)
+            ArchiveFile.read(part, model.name)
     return mar
 
 
@@ -191,17 +193,23 @@ def with_config(mar: Path, config: str, target: Path) -> None:
 def _rewrite(
     source: Path, target: Path, changes: Mapping[str, bytes] = MappingProxyType({})
 ) -> None:
-    """Copy a zip file, sorted by name and without times: the same content gives the same bytes."""
+    """Copy an archive, sorted by name and without times, and sign it if there is a key.
+
+    The same content gives the same bytes.
+    """
     with (
         zipfile.ZipFile(source) as old,
         zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as new,
     ):
-        for name in sorted(old.namelist()):
-            data = changes.get(name) or old.read(name)
-            if name == MANIFEST_FILE:
-                manifest = json.loads(data)
-                manifest["createdOn"] = "01/01/1980 00:00:00"
-                data = json.dumps(manifest, indent=2).encode()
+        manifest = json.loads(old.read(MANIFEST_FILE))
+        manifest["createdOn"] = "01/01/1980 00:00:00"
+        changed = {**changes, MANIFEST_FILE: json.dumps(manifest, indent=2).encode()}
+        described = changed.get(SIGNATURE_FILE) or old.read(SIGNATURE_FILE)
+        names = {*old.namelist()} - {SIGNED_FILE}
+        if signed := signing.sign(described, changed[MANIFEST_FILE], os.environ):
+            changed[SIGNED_FILE] = signed
+        for name in sorted(names | changed.keys()):
+            data = changed.get(name) or old.read(name)
             new.writestr(zipfile.ZipInfo(name, _EPOCH), data, zipfile.ZIP_DEFLATED)
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +20,8 @@ GOLDEN_TOLERANCE = 1e-5
 SHARED_LIBRARIES = ("torch", "numpy", "msgspec", "orjson", "torchserve")
 
 MANIFEST_FILE = "MAR-INF/MANIFEST.json"
+SIGNED_FILE = "signature.ed25519"  # the Ed25519 signature of the two; optional
+UNLISTED = (SIGNATURE_FILE, MANIFEST_FILE, SIGNED_FILE)  # cannot have a hash in the first
 
 
 @dataclass(frozen=True)
@@ -89,60 +90,55 @@ def verify_folder(folder: Path) -> Signature:
         ArchiveError: If a file is missing, altered or not listed; names the first one.
     """
     paths = [p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
-    names = [p.relative_to(folder).as_posix() for p in paths]
-    return _verify(str(folder), names, lambda name: (folder / name).read_bytes())
+    names = {p.relative_to(folder).as_posix() for p in paths}
+    try:
+        if SIGNATURE_FILE not in names:
+            raise ArchiveError(f"{SIGNATURE_FILE} is missing")
+        signature = Signature.from_json((folder / SIGNATURE_FILE).read_bytes())
+        verify_files(signature, names, lambda name: sha256((folder / name).read_bytes()))
+        if MANIFEST_FILE in names:
+            check_manifest(signature, (folder / MANIFEST_FILE).read_bytes())
+    except ArchiveError as error:
+        raise ArchiveError(f"{folder}: {error}; run: make archive") from error
+    return signature
 
 
-def verify_archive(mar: Path) -> Signature:
-    """Check a ``.mar`` against its signature, without loading any of its code.
+def verify_files(
+    signature: Signature, names: Collection[str], sha256_of: Callable[[str], str]
+) -> None:
+    """Check the files of an archive against its signature.
 
     Raises:
         ArchiveError: If a file is missing, altered or not listed; names the first one.
     """
-    try:
-        with zipfile.ZipFile(mar) as archive:
-            return _verify(str(mar), archive.namelist(), archive.read)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise ArchiveError(f"{mar}: not a readable archive: {error}; run: make archive") from error
-
-
-def _verify(where: str, names: Iterable[str], read: Callable[[str], bytes]) -> Signature:
-    present = set(names)
-    if SIGNATURE_FILE not in present:
-        raise ArchiveError(f"{where}: {SIGNATURE_FILE} is missing; run: make archive")
-    signature = Signature.from_json(read(SIGNATURE_FILE))
     for name, expected in sorted(signature.files.items()):
-        if name not in present:
-            raise ArchiveError(f"{where}: {name} is missing; run: make archive")
-        if (got := sha256(read(name))) != expected:
+        if name not in names:
+            raise ArchiveError(f"{name} is missing")
+        if (got := sha256_of(name)) != expected:
             raise ArchiveError(
-                f"{where}: {name} was altered: expected sha256 {expected[:12]}..., "
-                f"got {got[:12]}...; run: make archive"
+                f"{name} was altered: expected sha256 {expected[:12]}..., got {got[:12]}..."
             )
-    if MANIFEST_FILE in present:
-        _check_manifest(where, signature, read(MANIFEST_FILE))
-    for name in sorted(present - signature.files.keys()):
-        if name not in (SIGNATURE_FILE, MANIFEST_FILE):
-            raise ArchiveError(f"{where}: {name} is not in {SIGNATURE_FILE}; run: make archive")
-    return signature
+    for name in sorted(set(names) - signature.files.keys()):
+        if name not in UNLISTED:
+            raise ArchiveError(f"{name} is not in {SIGNATURE_FILE}")
 
 
-def _check_manifest(where: str, signature: Signature, text: bytes) -> None:
+def check_manifest(signature: Signature, text: bytes) -> None:
     """Check the manifest, which names the code to run.
 
     The signature has no hash of it, because the archiver writes it after the signature.
+
+    Raises:
+        ArchiveError: If it is not readable, or names something else than the signature.
     """
     try:
         model = json.loads(text)["model"]
         got = [str(model[key]) for key in ("modelName", "modelVersion", "handler")]
     except (ValueError, LookupError, TypeError) as error:
-        raise ArchiveError(f"{where}: {MANIFEST_FILE} is not readable: {error!r}") from error
+        raise ArchiveError(f"{MANIFEST_FILE} is not readable: {error!r}") from error
     expected = [signature.model_name, signature.model_version, signature.handler]
     if got != expected:
-        raise ArchiveError(
-            f"{where}: {MANIFEST_FILE}: expected {', '.join(expected)}, got {', '.join(got)}; "
-            "run: make archive"
-        )
+        raise ArchiveError(f"{MANIFEST_FILE}: expected {', '.join(expected)}, got {', '.join(got)}")
 
 
 def first_difference(

@@ -66,7 +66,7 @@ def read_archives(settings: Settings) -> dict[str, ArchiveFile]:
             f"run: make train archive MODEL={missing[0]}; "
             "or choose models: make serve ENABLED_MODELS=<model>,<model>"
         )
-    return {name: ArchiveFile.read(settings.model_store / f"{name}.mar") for name in names}
+    return {name: ArchiveFile.read(settings.model_store / f"{name}.mar", name) for name in names}
 
 
 def start(settings: Settings) -> int:

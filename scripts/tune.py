@@ -93,9 +93,10 @@ async def sweep(config: Config, mar: Path, text: str, measured: dict[Setting, Me
                 if setting in measured:
                     return measured[setting]
                 bar.set_description_str(str(setting))
-                with_config(mar, setting.write(text), trial.store / mar.name)
+                copy = trial.store / mar.name
+                with_config(mar, setting.write(text), copy)
                 try:
-                    seen, worker_bytes = await trial.measure(trial.store / mar.name)
+                    seen, worker_bytes = await trial.measure(copy, archive.version)
                 except RolloutError as error:
                     raise UserError(f"{mar.stem} with {setting}: {error}") from error
                 bar.update()

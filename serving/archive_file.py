@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-import yaml
-
 from handlers.errors import ArchiveError
-from handlers.signature import GOLDEN_FILE, Signature, verify_archive
+from handlers.signature import (
+    GOLDEN_FILE,
+    MANIFEST_FILE,
+    SIGNATURE_FILE,
+    SIGNED_FILE,
+    Signature,
+    check_manifest,
+    verify_files,
+)
+from serving import signing
+from serving.archive_schema import (
+    Golden,
+    Manifest,
+    SampleRequest,
+    read_config,
+    read_json,
+    read_signature,
+)
+from serving.zip_records import ZipRecords, ZipRecordsError, open_records
 
 CONFIG_FILE = "model-config.yaml"
 SAMPLE_FILE = "sample_request.json"
-
-
-@dataclass(frozen=True)
-class Golden:
-    """The golden rows of an archive.
-
-    Attributes:
-        rows: Rows as in a request.
-        predictions: The predictions that training computed, one per row.
-    """
-
-    rows: list[Any]
-    predictions: list[Any]
-
-    @property
-    def request(self) -> bytes:
-        """A request of all rows."""
-        return orjson.dumps({"data": self.rows})
-
-    @property
-    def requests(self) -> list[bytes]:
-        """A request of all rows, then one request per row."""
-        return [self.request, *(orjson.dumps({"data": [row]}) for row in self.rows)]
+DATA_FILES = (CONFIG_FILE, SAMPLE_FILE, GOLDEN_FILE)
 
 
 @dataclass(frozen=True)
@@ -56,30 +51,52 @@ class ArchiveFile:
     signature: Signature
     config: dict[str, Any]
     sample_request: str
-    _golden: bytes | None
+    _golden: Golden | None
 
     @classmethod
-    def read(cls, path: Path) -> ArchiveFile:
-        """Verify an archive's hashes and read it.
+    def read(cls, path: Path, model: str | None = None) -> ArchiveFile:
+        """Read an archive, and check all that can be checked without loading its code.
+
+        These are its records and directory, its hashes, its Ed25519 signature if
+        ``RECMAR_PUBLIC_KEY`` is set, and the content of its JSON and YAML files.
+
+        Args:
+            path: The file.
+            model: The model that it must be an archive of; None for any.
 
         Raises:
-            ArchiveError: If it is incomplete or was altered.
+            ArchiveError: If it is incomplete or was altered, or something in it is wrong.
+            UserError: If ``RECMAR_PUBLIC_KEY`` is not readable.
         """
-        signature = verify_archive(path)
-        with zipfile.ZipFile(path) as archive:
-            files = {
-                name: archive.read(name)
-                for name in (CONFIG_FILE, SAMPLE_FILE, GOLDEN_FILE)
-                if name in signature.files
-            }
         try:
-            config = yaml.safe_load(files[CONFIG_FILE]) or {}
-            sample_request = files[SAMPLE_FILE].decode().strip()
+            with open_records(path) as records:
+                signature = _verified(records)
+                texts = {n: records.read(n) for n in DATA_FILES if n in signature.files}
+            archive = cls._parsed(path, signature, texts)
+            if model not in (None, archive.name):
+                raise ArchiveError(f"expected {model}, this is {archive.name} {archive.version}")
+        except (ZipRecordsError, OSError) as error:
+            raise ArchiveError(
+                f"{path}: not a readable archive: {error}; run: make archive"
+            ) from error
+        except ArchiveError as error:
+            raise ArchiveError(f"{path}: {error}; run: make archive") from error
+        return archive
+
+    @classmethod
+    def _parsed(cls, path: Path, signature: Signature, texts: Mapping[str, bytes]) -> ArchiveFile:
+        try:
+            with _naming(CONFIG_FILE):
+                config = read_config(texts[CONFIG_FILE])
+            with _naming(SAMPLE_FILE):
+                read_json(SampleRequest, texts[SAMPLE_FILE])
         except KeyError as error:
-            raise ArchiveError(f"{path}: {error.args[0]} is missing; run: make archive") from error
-        except yaml.YAMLError as error:
-            raise ArchiveError(f"{path}: {CONFIG_FILE}: {error}; run: make archive") from error
-        return cls(path, signature, config, sample_request, files.get(GOLDEN_FILE))
+            raise ArchiveError(f"{error.args[0]} is missing") from error
+        golden = None
+        if GOLDEN_FILE in texts:
+            with _naming(GOLDEN_FILE):
+                golden = read_json(Golden, texts[GOLDEN_FILE])
+        return cls(path, signature, config, texts[SAMPLE_FILE].decode().strip(), golden)
 
     @property
     def name(self) -> str:
@@ -100,7 +117,44 @@ class ArchiveFile:
         """
         if self._golden is None:
             raise ArchiveError(f"{self.path}: {GOLDEN_FILE} is missing; run: make archive")
-        return Golden(**json.loads(self._golden))
+        return self._golden
+
+
+def _verified(records: ZipRecords) -> Signature:
+    """Check hashes, manifest and Ed25519 signature."""
+    for name in (SIGNATURE_FILE, MANIFEST_FILE):
+        if name not in records.names:
+            raise ArchiveError(f"{name} is missing")
+    described, manifest = records.read(SIGNATURE_FILE), records.read(MANIFEST_FILE)
+    signed = records.read(SIGNED_FILE) if SIGNED_FILE in records.names else None
+    signing.check(described, manifest, signed, os.environ)
+    with _naming(SIGNATURE_FILE):
+        signature = read_signature(described)
+    with _naming(MANIFEST_FILE):
+        read_json(Manifest, manifest)
+    check_manifest(signature, manifest)
+    verify_files(signature, records.names, lambda name: _sha256(records.chunks(name)))
+    if signature.handler not in signature.files:
+        raise ArchiveError(f"{signature.handler}, the handler, is missing")
+    return signature
+
+
+def _sha256(chunks: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _naming(file: str) -> Iterator[None]:
+    """Name the file of an archive in which something is wrong."""
+    try:
+        yield
+    except ZipRecordsError:
+        raise
+    except ValueError as error:
+        raise ArchiveError(f"{file}: {error}") from error
 
 
 def sample_request(path: Path) -> bytes:
@@ -110,7 +164,7 @@ def sample_request(path: Path) -> bytes:
         ArchiveError: If there is none.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.read(SAMPLE_FILE)
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        with open_records(path) as records:
+            return records.read(SAMPLE_FILE)
+    except (OSError, KeyError, ZipRecordsError) as error:
         raise ArchiveError(f"{path}: {SAMPLE_FILE}: {error}; run: make archive") from error

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from handlers.errors import ArchiveError
-from handlers.signature import verify_archive
+from serving.archive_file import ArchiveFile
 
 SCRATCH = ".deploying"  # a folder in each store
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 def stored_version(store: Path, model: str) -> str | None:
     """Return the version that the next start serves."""
-    return _version(store / f"{model}.mar")
+    return _version(store / f"{model}.mar", model)
 
 
 def staged_path(store: Path, model: str, version: str) -> Path:
@@ -60,7 +60,7 @@ def keep(mar: Path, model: str, version: str) -> None:
 def find_kept(store: Path, model: str, version: str) -> Path | None:
     """Return the archive of a version that serves or has served, if the store still has it."""
     candidates = (store / f"{model}.mar", kept_path(store, model, version))
-    return next((mar for mar in candidates if _version(mar) == version), None)
+    return next((mar for mar in candidates if _version(mar, model) == version), None)
 
 
 def stale_copies(store: Path, model: str, keep: int, kept: Collection[str]) -> list[Path]:
@@ -81,10 +81,7 @@ def remove_staged(store: Path, model: str) -> None:
     """Remove what a deploy of the model that was killed has left; the store is locked."""
     for mar in store.glob(f"{model}-*.mar"):
         with suppress(ArchiveError):  # not one that a deploy has staged
-            signature = verify_archive(mar)
-            if signature.model_name == model and mar == staged_path(
-                store, model, signature.model_version
-            ):
+            if mar == staged_path(store, model, ArchiveFile.read(mar, model).version):
                 mar.unlink()
     shutil.rmtree(store / SCRATCH, ignore_errors=True)
 
@@ -107,7 +104,7 @@ def replaced(store: Path, model: str, version: str) -> Iterator[None]:
     keep(mar, model, version)
 
 
-def _version(mar: Path) -> str | None:
+def _version(mar: Path, model: str) -> str | None:
     with suppress(ArchiveError):
-        return verify_archive(mar).model_version
+        return ArchiveFile.read(mar, model).version
     return None

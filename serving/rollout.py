@@ -13,8 +13,7 @@ from pathlib import Path
 from filelock import lock_descriptor
 
 from handlers.errors import ArchiveError, UserError
-from handlers.signature import verify_archive
-from serving.archive_file import SAMPLE_FILE, sample_request
+from serving.archive_file import SAMPLE_FILE, ArchiveFile, sample_request
 from serving.client import OK, TorchServe, TorchServeError
 from serving.model_store import keep
 from serving.model_version import ModelVersion
@@ -88,7 +87,7 @@ async def roll_out(torchserve: TorchServe, mar: Path) -> Rollout:
     try:
         old = await torchserve.default_version(model)
         before = None if old is None else old.version
-        new = (await asyncio.to_thread(verify_archive, mar)).model_version
+        new = (await asyncio.to_thread(ArchiveFile.read, mar, model)).version
         if new == before:
             return Rollout(before, new)
         async with loaded(torchserve, model, new, mar):

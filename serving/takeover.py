@@ -16,7 +16,8 @@ from handlers.body_text import shown
 from handlers.errors import ArchiveError
 from handlers.signature import Signature, close, first_difference
 from serving import contract, milvus, worker_memory
-from serving.archive_file import ArchiveFile, Golden
+from serving.archive_file import ArchiveFile
+from serving.archive_schema import Golden
 from serving.client import TorchServe, TorchServeError
 from serving.comparison import Limits, comparison_table
 from serving.hosts import Host
@@ -92,7 +93,7 @@ class Takeover:
 
     async def _run_on(self, host: Host, old: Old | None, undo: AsyncExitStack) -> None:
         torchserve, model, version = host.torchserve, self.model, self.version
-        archive = ArchiveFile.read(staged_path(host.store, model, version))
+        archive = ArchiveFile.read(staged_path(host.store, model, version), model)
         if old is not None:
             with _step(host, "contract"):
                 await self._check_contract(torchserve, old, archive.signature)

@@ -11,7 +11,6 @@ from pathlib import Path
 import psutil
 
 from handlers.errors import UserError
-from handlers.signature import verify_archive
 from serving import run_folder as instance
 from serving import server as torchserve
 from serving.client import TorchServe, TorchServeError
@@ -68,20 +67,23 @@ class Trial:
         """Folder from which the archives are loaded."""
         return self._settings.model_store
 
-    async def measure(self, mar: Path) -> tuple[Load, int]:
+    async def measure(self, mar: Path, version: str) -> tuple[Load, int]:
         """Load an archive of the store, put it under load and remove it again.
+
+        Args:
+            mar: The archive, ``<model>.mar``.
+            version: Its version.
 
         Returns:
             What the callers saw, and the resident memory of the largest worker in bytes.
 
         Raises:
-            ArchiveError: If the archive is damaged.
             RolloutError: If the archive cannot be loaded.
             TorchServeError: If TorchServe refuses a command.
             UserError: If the model refuses a request, a worker dies under load, or the load
                 generator fails.
         """
-        model, version = mar.stem, verify_archive(mar).model_version
+        model = mar.stem
         url = f"{self._client.inference_url}/predictions/{model}"
         traffic = self._traffic
         try:

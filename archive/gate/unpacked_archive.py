@@ -17,7 +17,8 @@ import orjson
 from archive.files import digest, scratch_folder
 from archive.gate import isolated_worker
 from handlers.errors import ArchiveError
-from handlers.signature import Signature, verify_archive
+from handlers.signature import Signature
+from serving.archive_file import ArchiveFile
 from training import artifacts
 from training.evaluation import ArchiveOutput, Evaluation
 
@@ -52,7 +53,7 @@ class UnpackedArchive:
             ArchiveError: If the archive is damaged.
             ArtifactError: If it has no readable meta file.
         """
-        signature = verify_archive(mar)
+        signature = ArchiveFile.read(mar).signature
         with zipfile.ZipFile(mar) as packed:
             packed.extractall(folder)
         return cls(folder, signature, artifacts.read_meta(folder), digest(mar))

@@ -66,7 +66,7 @@ def way_back(registry: Registry, model: str, version: str, store: Path) -> Archi
                 f"of it, and {error}; copy it to {kept_path(store, model, version)}, or insist: "
                 "--no-way-back"
             ) from error
-    return ArchiveFile.read(mar)
+    return ArchiveFile.read(mar, model)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import msgspec
 
 from archive.files import digest
 from handlers.errors import ArchiveError, UserError
-from handlers.signature import verify_archive
+from serving.archive_file import ArchiveFile
 from training.artifacts import META_PATTERN
 
 REGISTRY_FILE = "registry.json"
@@ -122,7 +122,7 @@ class Entry:
         Raises:
             ArchiveError: If the archive is damaged, or its meta file.
         """
-        signature = verify_archive(mar)
+        signature = ArchiveFile.read(mar).signature
         described = signature.to_json()
         del described["files"]
         model, version = signature.model_name, signature.model_version

@@ -19,6 +19,7 @@ from archive.files import digest, replacing
 from archive.registry.contents import Document, RegisteredModel
 from archive.registry.documents import ALIASES, PREVIOUS, Entry, RegistryError, Verdict
 from archive.registry.storage import Storage
+from serving.archive_file import ArchiveFile
 from training.artifacts import check_version
 
 REPORT_FILE = "report.html"
@@ -149,6 +150,7 @@ class Registry:
                     "bucket that has it: --s3-bucket"
                 )
             entry.check_file(part)
+            ArchiveFile.read(part, model)
         return target
 
     def check_writable(self) -> None:

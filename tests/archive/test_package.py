@@ -19,7 +19,8 @@ from archive import catalog, describe, package
 from handlers.errors import ArchiveError
 from handlers.models.deepfm import ARCH_VERSION, META_FILE, WEIGHTS_FILE
 from handlers.schema import SCHEMA_VERSION
-from handlers.signature import sha256, verify_archive
+from handlers.signature import sha256
+from serving.archive_file import ArchiveFile
 from serving.testing import Server
 from tests.conftest import register
 from tests.examples import Example, load_handler, module
@@ -159,11 +160,11 @@ def test_spoiled_archive_is_refused_before_its_code_runs(
 ) -> None:
     files = read(mar)
     write(mar, files)
-    verify_archive(mar)
+    ArchiveFile.read(mar)
     spoil(files, name)
     write(mar, files)
     with pytest.raises(ArchiveError, match="run: make archive") as refusal:
-        verify_archive(mar)
+        ArchiveFile.read(mar)
     assert message in str(refusal.value)
 
 
@@ -171,7 +172,7 @@ def test_spoiled_archive_is_refused_before_its_code_runs(
 def test_truncated_archive_is_refused(mar: Path, size_bytes: int) -> None:
     mar.write_bytes(mar.read_bytes()[:size_bytes])
     with pytest.raises(ArchiveError, match=r"deepfm\.mar: not a readable archive"):
-        verify_archive(mar)
+        ArchiveFile.read(mar)
 
 
 def test_golden_row_that_is_off_is_named(folder: Path) -> None:
@@ -205,7 +206,7 @@ def test_torchserve_itself_cannot_load_a_spoiled_archive(
     spoil: Callable[[dict[str, bytes], str], None],
     message: str,
 ) -> None:
-    """Not even if nobody ran ``verify_archive``, as after an upload to the model store."""
+    """Not even if nobody checked the archive, as after an upload to the model store."""
     files = read(mar)
     spoil(files, name)
     target = Path(server.env["MODEL_STORE"]) / "spoiled.mar"
@@ -292,13 +293,13 @@ def test_newest_version_is_packaged_and_a_missing_one_lists_the_known_ones(
     os.utime(folder, (0, 0))
     assert pack(folder) == 0
     mar = folder.parents[2] / "store" / "deepfm.mar"
-    assert verify_archive(mar).model_version == "a-later-one"
+    assert ArchiveFile.read(mar).version == "a-later-one"
 
     assert pack(folder, "--version", "v2") == 1
     assert (
         "deepfm has no version v2; it has v1, a-later-one; run: make train MODEL=deepfm VERSION=v2"
     ) in capsys.readouterr().err
-    assert verify_archive(mar).model_version == "a-later-one"
+    assert ArchiveFile.read(mar).version == "a-later-one"
 
 
 def test_unknown_model_lists_the_known_ones(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import multiprocessing
 import os
@@ -278,6 +279,21 @@ def test_pull_does_not_touch_a_store_that_a_deploy_is_changing(
     assert "another deploy or reload is under way" in capsys.readouterr().err
     assert list(store.iterdir()) == []
     assert run(registry.folder, "pull", "--store", str(store)) == 0
+
+
+def test_pull_refuses_an_archive_that_is_not_signed(
+    tmp_path: Path,
+    registry: Registry,
+    mars: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    registry.register("m", "v1", mars["v1"])
+    registry.promote("m", "v1")
+    monkeypatch.setenv("RECMAR_PUBLIC_KEY", base64.b64encode(bytes(32)).decode())
+    assert run(registry.folder, "pull", "--store", str(tmp_path / "store")) == 1
+    assert "it is not signed" in capsys.readouterr().err
+    assert files(tmp_path / "store") == set()
 
 
 def perform(folder: Path, action: str, mar: Path, bucket: str | None = None) -> None:

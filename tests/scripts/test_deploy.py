@@ -25,9 +25,10 @@ import requests
 from archive.registry.documents import RegistryError
 from archive.registry.store import Registry
 from handlers.errors import UserError
-from handlers.signature import Signature, verify_archive
+from handlers.signature import Signature
 from scripts import deploy
 from serving import contract, rollout
+from serving.archive_file import ArchiveFile
 from serving.client import TorchServe
 from serving.distance import Distance, lost_distinctions
 from serving.load import calling
@@ -125,7 +126,7 @@ class World:
 
     def deployed(self) -> Deployed:
         """Return what is deployed."""
-        stored = verify_archive(self.store / f"{MODEL}.mar").model_version
+        stored = ArchiveFile.read(self.store / f"{MODEL}.mar").version
         files = sorted(path.name for path in self.store.iterdir() if path.name != MODEL)
         return versions(self.server), stored, self.registry.aliases(MODEL), files
 
@@ -452,7 +453,7 @@ def test_a_commit_that_fails_goes_back(
 
     def fail(registry: Registry, model: str, version: str, ungated: str = "") -> str:
         if version == "v2":
-            assert verify_archive(world.store / f"{MODEL}.mar").model_version == "v2"
+            assert ArchiveFile.read(world.store / f"{MODEL}.mar").version == "v2"
             raise RegistryError("the bucket is gone")
         return promote(registry, model, version, ungated)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import json
 import os
@@ -455,6 +456,20 @@ def test_altered_archive_is_refused_before_anything_starts(tmp_path: Path) -> No
     stderr = failed_start(tmp_path)
     assert str(archive) in stderr
     assert "starting TorchServe" not in stderr
+
+
+def test_archive_of_another_model_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    make_archive(tmp_path, "first", HANDLER).rename(tmp_path / "second.mar")
+    stderr = failed_start(tmp_path, ENABLED_MODELS="second")
+    assert "second.mar: expected second, this is first 1.0" in stderr
+    assert "starting TorchServe" not in stderr
+
+
+def test_unsigned_archive_is_refused_where_a_key_is_set(tmp_path: Path) -> None:
+    make_archive(tmp_path, "first", HANDLER)
+    key = base64.b64encode(bytes(32)).decode()
+    stderr = failed_start(tmp_path, RECMAR_PUBLIC_KEY=key)
+    assert "first.mar: it is not signed; sign it: RECMAR_SIGNING_KEY=... make archive" in stderr
 
 
 def test_long_temporary_folder_is_refused(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ import pytest
 
 from archive import catalog, package
 from bench.services import DO_NOTHING_HANDLER as HANDLER
-from handlers.signature import verify_archive
 from scripts import tune
 from serving import settings_search, trial
+from serving.archive_file import ArchiveFile
 from serving.budget import Budget
 from serving.load import Load, load
 from serving.settings_search import Measurement, Setting
@@ -61,7 +61,7 @@ def test_archive_with_other_settings_passes_its_checks(tmp_path: Path) -> None:
     mar = make_archive(tmp_path, "first", HANDLER, config=CONFIG)
     (tmp_path / "tuned").mkdir()
     package.with_config(mar, CONFIG.replace("8", "9"), tmp_path / "tuned" / "first.mar")
-    verify_archive(tmp_path / "tuned" / "first.mar")
+    ArchiveFile.read(tmp_path / "tuned" / "first.mar")
 
 
 @pytest.fixture

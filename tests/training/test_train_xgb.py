@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 
 from archive import catalog, package
-from handlers.signature import verify_archive
 from handlers.xgb_handler import XgbHandler
 from scripts import evaluate
+from serving.archive_file import ArchiveFile
 from tests.examples import load_handler, predict, train
 from training import artifacts
 from training.evaluation import ArchiveOutput
@@ -82,7 +82,7 @@ def test_the_gate_judges_scores_by_their_order(
     mar = package.package(
         catalog.get("xgb"), "v1", package.Config(store=tmp_path, artifacts_dir=tmp_path)
     )
-    assert verify_archive(mar).output == {"type": "number", "meaning": "score"}
+    assert ArchiveFile.read(mar).signature.output == {"type": "number", "meaning": "score"}
     places = ["--model-dir", str(tmp_path), "--registry", str(tmp_path / "registry")]
     report = ["--report", str(tmp_path / "report.html"), "--current-version", "clicks"]
     versions = ["--model", "xgb", "--version", "v1"]
