@@ -9,7 +9,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from serving import run_folder as instance
 from serving import server as torchserve
 from serving.budget import JAVA_BYTES, WORKER_BYTES, Budget
 from serving.load import generator
-from serving.ports import check_ports
+from serving.ports import check_ports, is_loopback
 from serving.settings import ROOT, ServeError, Settings
 
 PROPERTIES = ROOT / "config.properties"
@@ -223,34 +222,27 @@ def socket_path(machine: Machine) -> Iterator[Finding]:
 def exposure(machine: Machine) -> Iterator[Finding]:
     """Find services that callers reach without a key, and archives that may come from elsewhere."""
     settings = machine.settings
-    if not _is_loopback(settings.inference_host) and not settings.token_auth:
+    if not is_loopback(settings.inference_host) and not settings.token_auth:
         yield Finding(
             f"INFERENCE_HOST={settings.inference_host}: anyone who reaches port "
             f"{settings.inference_port} can query the models",
             "keep others out with a firewall, or run: make serve TOKEN_AUTH=1",
             fatal=False,
         )
-    if not _is_loopback(settings.metrics_host):
+    if not is_loopback(settings.metrics_host):
         yield Finding(
             f"METRICS_HOST={settings.metrics_host}: anyone who reaches port "
             f"{settings.metrics_port} can read names of models and features, and request counts",
             "admit only Prometheus with a firewall",
             fatal=False,
         )
-    if not _is_loopback(settings.sidecar_host):
-        if not settings.reload_api_key.get_secret_value():
-            yield Finding(
-                f"SIDECAR_HOST={settings.sidecar_host}: anyone who reaches port "
-                f"{settings.sidecar_port} can replace models",
-                "set RELOAD_API_KEY in the environment",
-            )
-        if settings.token_auth:
-            yield Finding(
-                f"SIDECAR_HOST={settings.sidecar_host}: the sidecar requires no token and uses "
-                "its own for TorchServe",
-                "leave SIDECAR_HOST at the loopback, or put a proxy with authentication before it",
-                fatal=False,
-            )
+    if not is_loopback(settings.sidecar_host) and settings.token_auth:
+        yield Finding(
+            f"SIDECAR_HOST={settings.sidecar_host}: the sidecar requires no token and uses "
+            "its own for TorchServe",
+            "leave SIDECAR_HOST at the loopback, or put a proxy with authentication before it",
+            fatal=False,
+        )
     text = PROPERTIES.read_text(encoding="utf-8")
     properties = dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))
     if properties.get("enable_model_api") == "true" and properties.get("allowed_urls") != "none":
@@ -260,13 +252,6 @@ def exposure(machine: Machine) -> Iterator[Finding]:
             "can run code from elsewhere",
             "set allowed_urls=none",
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def load_generator(machine: Machine) -> Iterator[Finding]:

@@ -1,9 +1,10 @@
-"""Ports: whether they are free, and which process uses them otherwise."""
+"""Ports and addresses: whether they are free, or of this machine only."""
 
 from __future__ import annotations
 
 import socket
 from contextlib import ExitStack, suppress
+from ipaddress import IPv6Address, ip_address
 
 import psutil
 
@@ -36,6 +37,16 @@ def free_ports(count: int) -> list[int]:
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return [probe.getsockname()[1] for probe in probes]
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address or a name stands for this machine only."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 def _listener(port: int) -> str:
