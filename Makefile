@@ -55,9 +55,9 @@ train-all: $(VENV)/.installed ## Train every model on its default data
 archive: $(VENV)/.installed ## Package the newest versions [MODEL=deepfm] [VERSION=v1]
 	$(PY) -m archive.package $(if $(MODEL),--model $(MODEL)) $(if $(VERSION),--version $(VERSION))
 
-describe: $(VENV)/.installed ## Print an archive's signature, metrics and contents: MODEL=deepfm
+describe: $(VENV)/.installed ## Print an archive's signature and metrics: MODEL=deepfm
 	@test -n "$(MODEL)" || { echo "error: no model given; example: make describe MODEL=deepfm"; exit 2; }
-	@$(PY) -m archive.describe --model $(MODEL)
+	@$(PY) -m archive.describe --model $(MODEL) $(ARGS)
 
 evaluate: $(VENV)/.installed ## Judge a version against what serves: MODEL=deepfm [VERSION=v2]
 	@test -n "$(MODEL)" || { echo "error: no model given; example: make evaluate MODEL=deepfm"; exit 2; }

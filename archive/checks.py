@@ -15,9 +15,10 @@ from training import artifacts
 
 def archives(machine: Machine) -> Iterator[Finding]:
     """Find archives that are missing, damaged or outdated."""
-    known = catalog.model_names()
+    known, store = catalog.model_names(), machine.settings.model_store
+    stale: dict[str, list[str]] = {}  # archives by how they differ
     for name in machine.models:
-        mar = machine.settings.model_store / f"{name}.mar"
+        mar = store / f"{name}.mar"
         if not mar.exists():
             train = f"make train archive MODEL={name}"
             fix = train if name in known else f"choose from {', '.join(known)}"
@@ -31,11 +32,14 @@ def archives(machine: Machine) -> Iterator[Finding]:
         if name in known:
             differences = list(outdated(archive, catalog.get(name), machine.artifacts_dir))
             if differences:
-                yield Finding(
-                    f"{mar} ({archive.version}) is outdated: {', '.join(differences)}",
-                    f"make archive MODEL={name}, or deploy a newer version",
-                    fatal=False,
-                )
+                stale.setdefault(", ".join(differences), []).append(f"{name} {archive.version}")
+    if stale:
+        listed = "; ".join(f"{', '.join(names)}: {text}" for text, names in stale.items())
+        yield Finding(
+            f"{store} has outdated archives: {listed}",
+            "make archive, or deploy newer versions",
+            fatal=False,
+        )
 
 
 def outdated(archive: ArchiveFile, model: catalog.Model, artifacts_dir: Path) -> Iterator[str]:

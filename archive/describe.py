@@ -24,26 +24,25 @@ from training.metrics.tables import metric_table
 
 @dataclass(frozen=True)
 class Config:
-    """Print an archive's signature, metrics and contents, after checking its hashes.
+    """Print an archive's signature and metrics, after checking it.
 
     Attributes:
         model: Name of the model.
+        files: Print its files with their sizes and hashes too.
         store: Folder of the archives.
     """
 
     model: str
+    files: bool = False
     store: Path = MODEL_STORE
 
 
-def tables(
-    signature: Signature, metrics: dict[str, dict[str, float]], sizes: dict[str, int]
-) -> Iterator[Table]:
+def tables(signature: Signature, metrics: dict[str, dict[str, float]]) -> Iterator[Table]:
     """Yield the tables that describe an archive.
 
     Args:
         signature: The archive's signature.
         metrics: Metrics on the test split, by model.
-        sizes: Sizes of the files in bytes, by path.
     """
     summary = Table(box=None, show_header=False)
     for name, value in (
@@ -72,10 +71,18 @@ def tables(
 
     yield metric_table(metrics)
 
+
+def table_of_files(signature: Signature, sizes: Mapping[str, int]) -> Table:
+    """Return a table of an archive's files.
+
+    Args:
+        signature: The archive's signature.
+        sizes: Sizes of the files in bytes, by path.
+    """
     contents = Table("file", "bytes", "sha256", box=box.SIMPLE_HEAD)
     for name, digest in signature.files.items():
         contents.add_row(name, f"{sizes[name]:,}", digest[:16])
-    yield contents
+    return contents
 
 
 def _note(feature: Mapping[str, Any]) -> str:
@@ -112,8 +119,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     console = Console()
-    for table in tables(signature, metrics, sizes):
+    for table in tables(signature, metrics):
         console.print(table)
+    if config.files:
+        console.print(table_of_files(signature, sizes))
     return 0
 
 

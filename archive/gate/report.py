@@ -36,7 +36,7 @@ STYLE: Any = {
     **dict.fromkeys(("xtick.color", "ytick.color", "axes.titlecolor"), INK),
 }
 # What "± 95 %" means, in the report and on the terminal.
-INTERVAL = "± 95 %: when the test split is resampled, 95 of 100 changes lie within this margin"
+INTERVAL = "± 95 %: the margin of 95 of 100 changes when the test split is resampled"
 CURVE_POINTS = 200
 MAX_FEATURES = 20
 

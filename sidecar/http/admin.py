@@ -17,7 +17,7 @@ from sidecar.http import bodies
 from sidecar.http.json_route import OrjsonResponse
 from sidecar.http.state import Shared, new_router
 
-router = new_router()
+router = new_router("versions")
 
 
 async def _check_caller(

@@ -22,6 +22,12 @@ from sidecar.http.telemetry import LOG_CONFIG, Telemetry
 from sidecar.translate import ROUTES
 
 DESCRIPTION = "Translates its routes to predictions of the models, which all run in TorchServe."
+GROUPS = {  # of the routes in /docs
+    "predictions": "For callers. An error's `detail` says where, what was expected and what came.",
+    "probes": "For load balancers, supervisors and Prometheus.",
+    "versions": "For whoever puts a new version into service.",
+    "page": "For a person: routes and models, with a form to try each.",
+}
 DRAIN_TIMEOUT_S = 10
 # Go's pool keeps an idle connection for 90 s; if we close it first, a request may be lost.
 KEEP_ALIVE_S = 120
@@ -39,6 +45,7 @@ def create_app(settings: SidecarSettings) -> FastAPI:
     app = FastAPIOffline(  # /docs without a CDN
         title="recmar sidecar",
         description=DESCRIPTION,
+        openapi_tags=[{"name": tag, "description": text} for tag, text in GROUPS.items()],
         redoc_url=None,
         lifespan=lifespan,
         # Traces only, sent to OTEL_EXPORTER_OTLP_ENDPOINT if that is set.

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import orjson
 from fastapi import HTTPException, Request, Response
 from fastapi.responses import FileResponse
 
 from handlers.errors import ArchiveError
 from serving.archive_file import sample_request
+from serving.client import TorchServeError
 from sidecar.http.json_route import OrjsonResponse
 from sidecar.http.state import Shared, new_router
 from sidecar.translate import ROUTES
 
 PAGE = Path(__file__).with_name("page.html")
 
-router = new_router()
+router = new_router("page")
 
 
 @router.get("/", response_model=None)
@@ -42,13 +46,17 @@ async def index(request: Request, shared: Shared) -> Response:
 
 @router.get("/try/{model}", include_in_schema=False)
 async def sample(model: str, shared: Shared) -> Response:
-    """Return the page's example of a request to a model."""
+    """Return an example of a request to a model, and the features that it reads."""
     shared.check_enabled(model)
     try:
         body = sample_request(shared.settings.sidecar_model_store / f"{model}.mar")
     except ArchiveError as error:
         raise HTTPException(404, str(error)) from error
-    return Response(body, media_type="application/json")
+    signature: dict[str, Any] = {}
+    with suppress(TorchServeError):  # the request can be shown all the same
+        signature = await shared.torchserve.signature(model)
+    features = signature.get("features", [])
+    return OrjsonResponse({"request": orjson.Fragment(body), "features": features})
 
 
 @router.post("/try/{model}", include_in_schema=False)

@@ -16,7 +16,7 @@ from sidecar.http.json_route import OrjsonResponse
 from sidecar.http.state import Shared, State, new_router
 from sidecar.translate import ROUTES
 
-router = new_router()
+router = new_router("probes")
 
 
 def is_probe(scope: MutableMapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from sidecar.http.json_route import OrjsonResponse, Sent
 from sidecar.http.state import Shared, State, new_router
 from sidecar.translate import Translation
 
-router = new_router()
+router = new_router("predictions")
 
 
 @router.post("/query_embedding", response_model=bodies.QueryEmbedding)

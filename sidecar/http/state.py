@@ -90,9 +90,14 @@ async def _shared(request: Request) -> State:
 Shared = Annotated[State, Depends(_shared)]
 
 
-def new_router() -> APIRouter:
-    """Create a router of `JsonRoute`, whose routes answer in JSON."""
+def new_router(tag: str) -> APIRouter:
+    """Create a router of `JsonRoute`, whose routes answer in JSON.
+
+    Args:
+        tag: Group of the routes in ``/docs``, one of `sidecar.http.app.GROUPS`.
+    """
     return APIRouter(
+        tags=[tag],
         route_class=JsonRoute,
         default_response_class=OrjsonResponse,
         # Without them FastAPI would document a 422.

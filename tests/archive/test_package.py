@@ -325,9 +325,13 @@ def test_describe_prints_signature_metrics_and_contents(
 ) -> None:
     assert describe.main(["--model", "deepfm", "--store", str(mar.parent)]) == 0
     output = capsys.readouterr().out
-    for text in ("v1", "deepfm_handler.py", "item_price", "number", "auc", "deepfm_model.pt"):
+    for text in ("v1", "deepfm_handler.py", "item_price", "number", "auc"):
         assert text in output
+    assert "deepfm_model.pt" not in output
     assert max(map(len, output.splitlines())) <= 80
+
+    assert describe.main(["--model", "deepfm", "--store", str(mar.parent), "--files"]) == 0
+    assert "deepfm_model.pt" in capsys.readouterr().out
 
     write(mar, {})
     assert describe.main(["--model", "deepfm", "--store", str(mar.parent)]) == 1

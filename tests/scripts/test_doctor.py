@@ -122,13 +122,15 @@ def test_archive_that_is_older_than_its_sources(root: Path, machine: Machine) ->
     os.utime(root / "artifacts" / "first" / "1.0", (0, 0))
     finding = only(archives(machine))
     assert not finding.fatal
-    assert finding.what.partition("outdated: ")[2].split(", ") == [
+    assert finding.what.partition("has outdated archives: first 1.0: ")[2].split(", ") == [
         "archive/first/model-config.yaml was edited",
         "first_handler.py changed",
         f"{root}/artifacts/first has the newer 2.0",
         f"{root}/artifacts/first/1.0/sample_request.json differs",
     ]
-    assert finding.fix.startswith("make archive MODEL=first")
+    assert finding.fix.startswith("make archive, ")
+    second = replace(machine, models=["first", "first"])
+    assert "has outdated archives: first 1.0, first 1.0: " in only(archives(second)).what
 
 
 def test_artifacts_that_are_incomplete(machine: Machine) -> None:

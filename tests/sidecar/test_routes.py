@@ -52,6 +52,8 @@ class Handler:
         self.context = context
 
     def handle(self, data, context):
+        if context.get_request_header(0, "describe") == "True":
+            return [json.dumps({{"features": {features}}}).encode()]
         return [self.answer(i, json.loads(row["body"])["data"]) for i, row in enumerate(data)]
 
     def answer(self, i, rows):
@@ -66,6 +68,9 @@ class Handler:
             return json.dumps(answer).encode()
         return json.dumps({{"predictions": {predictions}}}).encode()
 """
+FEATURES = [
+    {"name": "item_ctr", "kind": "number", "sent_as": "number", "default": 0, "train_range": [0, 1]}
+]
 RECALLED = """[
     {"item_ids": [], "scores": []} if row["user_id"] == "nobody" else
     {"item_ids": [f"item_{i}" for i in range(row["top_k"])], "scores": [0.5] * row["top_k"]}
@@ -87,7 +92,8 @@ STAND_INS = {
 
 def stand_in(model: str) -> str:
     predictions, refused = STAND_INS[model]
-    return STAND_IN.format(predictions=predictions, refusal=f"data[0].{refused}")
+    refusal = f"data[0].{refused}"
+    return STAND_IN.format(predictions=predictions, refusal=refusal, features=FEATURES)
 
 
 @dataclass(frozen=True)
@@ -483,12 +489,18 @@ def test_root_is_json_for_programs_and_a_page_for_browsers(server: Server) -> No
     assert described["routes"]["/recall"] == "graph_recall"
     page = requests.get(server.sidecar_url, headers={"Accept": "text/html"}, timeout=10)
     assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+    schema = requests.get(f"{server.sidecar_url}/openapi.json", timeout=10).json()
+    groups = {tag["name"] for tag in schema["tags"] if tag["description"]}
+    operations = [operation for path in schema["paths"].values() for operation in path.values()]
+    assert {tag for operation in operations for tag in operation["tags"]} == groups
+    assert all(operation["description"] for operation in operations)
     docs = requests.get(f"{server.sidecar_url}/docs", timeout=10)
     assert docs.ok
     for text in (page.text, docs.text):  # nothing from other servers
         assert not re.search(r"""(src|href)=["'](https?:)?//""", text)
 
 
+PHONE = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True}
 # As a person would: choose xgb, see the sample, press the button, read the response.
 TRY_XGB = """
 (async () => {
@@ -501,7 +513,7 @@ TRY_XGB = """
   await until(() => body.value);
   document.querySelector("button").click();
   await until(() => answer.textContent.startsWith("200"));
-  return document.body.innerText;
+  return `${document.body.innerText} ${document.documentElement.scrollWidth} pixels`;
 })()
 """
 
@@ -510,7 +522,10 @@ def test_page_shows_the_models_and_sends_a_sample(server: Server, tmp_path: Path
     chromium = shutil.which("chromium") or lacking("no chromium; run: apt-get install chromium")
     text = asyncio.run(evaluate(chromium, f"{server.sidecar_url}/", TRY_XGB, tmp_path))
     assert "graph_recall\t1.0\t1 READY\t/recall" in text
+    assert "/predictions/graph_recall/1.0" in text
     assert '{"predictions": [0.1]}' in text
+    assert "item_ctr\tnumber\tnumber\t0\t0 .. 1" in text
+    assert text.endswith(f"{PHONE['width']} pixels")  # nothing to scroll to
 
 
 async def evaluate(chromium: str, url: str, script: str, folder: Path) -> str:
@@ -538,6 +553,8 @@ async def evaluate(chromium: str, url: str, script: str, folder: Path) -> str:
                 pages = [target for target in targets if target["type"] == "page"]
             async with session.ws_connect(pages[0]["webSocketDebuggerUrl"]) as page:
                 await page.send_json({"id": 1, "method": "Page.enable"})
+                small = {"id": 4, "method": "Emulation.setDeviceMetricsOverride", "params": PHONE}
+                await page.send_json(small)
                 while not await loaded(page, url):
                     pass
                 wanted = {"expression": script, "awaitPromise": True, "returnByValue": True}
