@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -17,6 +18,8 @@ from archive import catalog
 from archive.item_vectors import ItemVectors, connect, write_to_file, write_to_milvus
 from handlers import logs
 from handlers.errors import UserError
+from serving.here import versions_here
+from serving.settings import Settings
 from training import artifacts
 
 logger = logging.getLogger(__name__)
@@ -30,7 +33,8 @@ class Config:
 
     Attributes:
         model: Names separated by commas; by default every model with an index.
-        version: Version to read; by default the newest of each model.
+        version: Version to read; by default the one that serves on this machine, or the newest
+            if none does.
         uri: A file of Milvus Lite, or http://host:19530 of a server.
         format: Milvus, or the format of the files with ids and vectors.
         out: Folder of those files.
@@ -63,6 +67,38 @@ def indexes(model_flag: str) -> dict[str, catalog.Index]:
     return {m.artifacts: m.index for m in models if m.index is not None}
 
 
+def choose_version(run: str, wanted: str) -> tuple[str | None, str]:
+    """Choose the version whose towers answer callers: index and towers must be of one run.
+
+    Args:
+        run: The training run.
+        wanted: The version that --version names; empty for none.
+
+    Returns:
+        The version, None for the newest, and why.
+
+    Raises:
+        UserError: If its towers serve different versions, or the instance does not answer.
+    """
+    if wanted:
+        return wanted, "as --version says"
+    settings = Settings.from_env(os.environ)
+    place = f"on port {settings.inference_port}"
+    served = {}
+    for name in catalog.model_names():
+        model = catalog.get(name)
+        if model.artifacts != run or model.index is None:
+            continue
+        if versions := versions_here(settings, name):
+            served[name] = versions[0].version
+    if len(set(served.values())) > 1:
+        listed = ", ".join(f"{name} {version}" for name, version in served.items())
+        raise UserError(f"{listed} serve {place}: choose one, --version")
+    for version in served.values():
+        return version, f"which serves {place}"
+    return None, f"the newest, because none serves {place}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
     config = tyro.cli(Config, args=argv)
@@ -74,8 +110,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         by_run = indexes(config.model)
         with connect(config.uri) if config.format == "milvus" else nullcontext() as client:
             for run, index in by_run.items():
-                folder = artifacts.find(run, config.version or None, config.artifacts_dir)
+                version, reason = choose_version(run, config.version)
+                folder = artifacts.find(run, version, config.artifacts_dir)
                 items = ItemVectors.load(folder)
+                print(f"{run} {folder.name}, {reason}", flush=True)
                 if client is not None:
                     name = write_to_milvus(client, index, items, config.batch_size)
                     print(f"{index.collection} -> {name}: {len(items.ids):,} items")

@@ -20,6 +20,7 @@ from serving import run_folder, server, sidecar_process
 from serving.archive_file import ArchiveFile
 from serving.client import TorchServe, TorchServeError
 from serving.lifecycle import POLL_INTERVAL_S, drain_all, wait_until_ready, workers
+from serving.milvus import served_mismatches
 from serving.model_store import keep
 from serving.model_version import ModelVersion
 from serving.ports import check_ports
@@ -177,9 +178,13 @@ def status(settings: Settings) -> int:
 
 async def describe(settings: Settings) -> tuple[list[ModelVersion], tuple[bool, list[str]]]:
     """Return the models of the running instance and what its sidecar finds."""
+    healthy, findings = await sidecar_process.findings(settings)
     async with TorchServe.on_this_machine(settings) as torchserve:
         models = await torchserve.models()
-    return models, await sidecar_process.findings(settings)
+        if findings is None and settings.index_uri:  # an index that was written after the start
+            names = [model.name for model in models if model.is_default]
+            findings = await served_mismatches(torchserve, names, settings.index_uri)
+    return models, (healthy, findings or [])
 
 
 def stop(settings: Settings) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
+
+    from serving.client import TorchServe
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,24 @@ def connected(uri: str) -> Iterator[MilvusClient]:
 
             # Otherwise its threads stay in this process and hold the file that others need.
             server_manager_instance.release_server(uri)
+
+
+async def served_mismatches(torchserve: TorchServe, models: Iterable[str], uri: str) -> list[str]:
+    """Compare the default versions of a server with a Milvus.
+
+    Args:
+        torchserve: Client of the server.
+        models: The models to compare.
+        uri: File or address, as for `connected`.
+
+    Returns:
+        As for `mismatches`.
+
+    Raises:
+        TorchServeError: If the server does not describe its models.
+    """
+    served = towers(await asyncio.gather(*map(torchserve.signature, models)))
+    return await asyncio.to_thread(mismatches, uri, served)
 
 
 def mismatches(uri: str, served: Iterable[Tower]) -> list[str]:

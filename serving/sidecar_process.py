@@ -62,13 +62,17 @@ async def ping(settings: Settings) -> int | None:
     return None
 
 
-async def findings(settings: Settings) -> tuple[bool, list[str]]:
-    """Return whether the sidecar's /health is good or unknown, and what it complains about."""
+async def findings(settings: Settings) -> tuple[bool, list[str] | None]:
+    """Return whether the sidecar's /health is good or unknown, and what it complains about.
+
+    The latter is None if there is nothing to complain about, but the sidecar has not looked at the
+    item index: it knows of none, or has just started.
+    """
     for _ in range(ATTEMPTS):
         with suppress(aiohttp.ClientError, TimeoutError, ValueError):
             status, answer = await _get(settings, "/health")
-            return (True, answer.get("index", [])) if status == OK else (False, [answer["detail"]])
-    return True, []
+            return (True, answer.get("index")) if status == OK else (False, [answer["detail"]])
+    return True, None
 
 
 async def _get(settings: Settings, path: str) -> tuple[int, Any]:

@@ -43,9 +43,8 @@ async def _follow_index(shared: State) -> None:
         with suppress(TorchServeError):
             versions = await shared.default_versions(shared.models)
             if all(version is not None and version.ready for version in versions.values()):
-                signatures = await asyncio.gather(*map(shared.torchserve.signature, shared.models))
-                shared.index_mismatches = await asyncio.to_thread(
-                    milvus.mismatches, uri, milvus.towers(signatures)
+                shared.index_mismatches = await milvus.served_mismatches(
+                    shared.torchserve, shared.models, uri
                 )
                 shared.metrics.index_mismatches.set(len(shared.index_mismatches))
                 wait_s = INDEX_INTERVAL_S

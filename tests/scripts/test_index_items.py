@@ -1,6 +1,8 @@
 """The command that writes item vectors."""
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,8 +29,32 @@ def test_milvus_lite_prints_nothing_of_its_own(
     flags = ["--model", "two_tower", "--artifacts-dir", str(tmp_path)]
     assert index_items.main([*flags, "--uri", str(tmp_path / "milvus.db")]) == 0
     output = capfd.readouterr()
-    assert output.out == "item_embeddings -> item_embeddings_s: 2 items\n"
+    newest, written = output.out.splitlines()
+    assert newest.startswith("two_tower v1, the newest, because none serves on port ")
+    assert written == "item_embeddings -> item_embeddings_s: 2 items"
     assert "Traceback" not in output.err
+
+
+def test_the_version_that_serves_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_artifacts(tmp_path, n_vectors=2)
+    shutil.copytree(tmp_path / "two_tower" / "v1", tmp_path / "two_tower" / "v2")
+    served = {"two_tower": "v1", "user_tower": "v1"}
+    monkeypatch.setattr(
+        index_items,
+        "versions_here",
+        lambda _, name: [SimpleNamespace(version=served[name])] if name in served else None,
+    )
+    flags = ["--model", "two_tower", "--artifacts-dir", str(tmp_path)]
+    flags += ["--format", "json", "--out", str(tmp_path)]
+    assert index_items.main(flags) == 0
+    assert capsys.readouterr().out.startswith("two_tower v1, which serves on port ")
+    assert index_items.main([*flags, "--version", "v2"]) == 0
+    assert capsys.readouterr().out.startswith("two_tower v2, as --version says\n")
+    served["user_tower"] = "v2"
+    assert index_items.main(flags) == 1
+    assert "two_tower v1, user_tower v2 serve on port " in capsys.readouterr().err
 
 
 def test_batch_size_is_at_least_one(capsys: pytest.CaptureFixture[str]) -> None:

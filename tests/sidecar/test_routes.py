@@ -623,7 +623,7 @@ def test_status_reads_the_index_mismatches_without_the_environments_proxy(
         asked = Settings.from_env({"SIDECAR_PORT": sidecar.url.rpartition(":")[2]})
 
         def mismatches() -> list[str]:
-            return asyncio.run(sidecar_process.findings(asked))[1]
+            return asyncio.run(sidecar_process.findings(asked))[1] or []
 
         wait_until(lambda: bool(mismatches()), 10)
         [mismatch] = mismatches()
