@@ -70,6 +70,10 @@ class Settings(Protocol):
     def strict(self) -> bool:
         """Whether a warning is an error."""
 
+    @property
+    def uses_default_data(self) -> bool:
+        """Whether the data is generated."""
+
 
 @dataclass(frozen=True)
 class ColumnStatistics:
@@ -289,13 +293,21 @@ def _sample(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _previous(config: Settings) -> tuple[str, Statistics] | None:
-    """Find the newest other version whose meta file has statistics."""
+    """Find the newest other version whose meta file has statistics of real data.
+
+    Generated data is no measure for anyone's own, nor the other way round.
+    """
+    if config.uses_default_data:
+        return None
     schema = pydantic.TypeAdapter(Statistics)
     for version in reversed(artifacts.versions(config.model, config.artifacts_dir)):
         if version == config.version:
             continue
         try:
             meta = artifacts.read_meta(config.artifacts_dir / config.model / version)
+            flags = meta["hyperparameters"]
+            if flags["data_source"] == "file" and flags["data_path"] is None:
+                continue  # see `uses_default_data`
             return version, schema.validate_python(meta["statistics"])
         except (artifacts.ArtifactError, KeyError, pydantic.ValidationError):
             continue  # written by older code, or incomplete: look further back

@@ -143,6 +143,18 @@ def test_data_is_compared_with_that_of_the_previous_version(
     assert meta["statistics"]["columns"]["item_price"]["range"][1] > 2_000
 
 
+def test_data_is_not_compared_with_generated_data(
+    fit: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(frame(), "v1") == 0
+    path = tmp_path / "artifacts" / "xgb" / "v1" / "feature_meta.json"
+    meta = json.loads(path.read_text())
+    meta["hyperparameters"]["data_path"] = None  # as if no data had been named
+    path.write_text(json.dumps(meta))
+    assert fit(frame().assign(item_price=lambda t: t.item_price * 10), "v2", "--strict") == 0
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_strict_makes_a_warning_an_error(
     fit: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
