@@ -71,7 +71,12 @@ def to_stderr(level: int = logging.INFO) -> None:
 
 def formatter() -> logging.Formatter:
     """Return the formatter that ``LOG_FORMAT`` selects."""
-    return JsonFormatter() if os.environ.get("LOG_FORMAT") == "json" else TextFormatter()
+    return JsonFormatter() if is_json() else TextFormatter()
+
+
+def is_json() -> bool:
+    """Return whether ``LOG_FORMAT`` selects JSON."""
+    return os.environ.get("LOG_FORMAT") == "json"
 
 
 def configure_worker() -> None:

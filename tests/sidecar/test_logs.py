@@ -134,10 +134,9 @@ def lines(log: Path, request_id: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
 
     def written() -> bool:
-        text = log.read_text()
-        # TorchServe writes a line as: time, level, thread | message.
-        messages = [line.partition(" | ")[2] or line for line in text.splitlines()]
-        objects = [json.loads(line) for line in messages if line.startswith("{")]
+        *whole, _ = log.read_text().split("\n")  # the last may be incomplete
+        objects = [json.loads(line) for line in whole]
+        assert all({"time", "level", "message"} <= line.keys() for line in objects)
         found[:] = [line for line in objects if line.get("request_id") == request_id]
         return bool(found)
 
