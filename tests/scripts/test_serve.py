@@ -396,11 +396,15 @@ def test_token_auth_asks_callers_for_the_inference_key(tmp_path: Path) -> None:
         assert run(env, "stop")[0] == 0
 
 
-@pytest.mark.parametrize("error", ["ValueError", "RuntimeError"])
-def test_worker_that_dies_at_load_shows_the_handlers_traceback(tmp_path: Path, error: str) -> None:
+@pytest.mark.parametrize(
+    ("error", "log_format"), [("RuntimeError", "text"), ("ValueError", "json")]
+)
+def test_worker_that_dies_at_load_shows_the_handlers_traceback(
+    tmp_path: Path, error: str, log_format: str
+) -> None:
     make_archive(tmp_path, "first", HANDLER)
     make_archive(tmp_path, "refusing", REFUSING_HANDLER.format(error=error))
-    stderr = failed_start(tmp_path)
+    stderr = failed_start(tmp_path, LOG_FORMAT=log_format)
     assert "refusing 1.0: a worker died while it loaded the model" in stderr
     assert stderr.count("Traceback (most recent call last)") == 1
     assert "refusing_handler.py" in stderr
