@@ -147,6 +147,6 @@ class Telemetry:
             labels = ["model_name", "model_version", *([label] if label else [])]
             metric = self._cache.add_metric_to_cache(f"recmar_{name}", "count", labels)
             self._metrics[name] = metric
-        # TorchServe splits the line at commas, colons and bars.
-        safe = re.sub(r"[^\w.+-]", "_", label_value)[:64]
+        # TorchServe splits the line at commas, colons and bars, and loses a label without a value.
+        safe = re.sub(r"[^\w.+-]", "_", label_value)[:64] or "_"
         metric.add_or_update(value, [*self._labels, *([safe] if label else [])])

@@ -367,6 +367,18 @@ def test_many_unknown_names_share_one_metric_label() -> None:
     assert len(emitted) < 100
 
 
+@pytest.mark.parametrize(
+    ("name", "label"), [("", "_"), ("a,b:c|d#e f\n", "a_b_c_d_e_f_"), ("x" * 100, "x" * 64)]
+)
+def test_label_of_an_unknown_name_survives_torchserves_parser(name: str, label: str) -> None:
+    cache: Any = MagicMock()
+    telemetry = Telemetry(cache, "m", "1", [], FeatureCounts.zeros(0), Counter({name: 1}))
+    telemetry.observe(1.0, 1, Counter({200: 1}))
+    telemetry.flush()
+    emitted = cache.add_metric_to_cache.return_value.add_or_update.call_args_list
+    assert ["m", "1", label] in [call.args[1] for call in emitted]
+
+
 def test_message_with_a_lone_surrogate_can_be_decoded() -> None:
     body = RequestError(400, "got \ud800").to_json()
     assert json.loads(body)["message"] == "got ?"
