@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # `make train-all archive serve` runs them in this order
-.PHONY: help setup data inspect train train-all archive describe index serve stop status evaluate register registry deploy readme test lint format bench soak tune doctor quality lock audit sbom licences clean
+.PHONY: help setup data inspect train train-all archive describe index serve stop status evaluate register registry deploy readme test lint format bench soak chaos tune doctor quality lock audit sbom licences clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -105,6 +105,9 @@ format: $(VENV)/.installed-dev ## Format the code and apply ruff's automatic fix
 
 soak: $(VENV)/.installed ## Run a load test with version switches and kills [MINUTES=30]
 	$(PY) -m bench.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ENABLED_MODELS),--models $(ENABLED_MODELS)) $(ARGS)
+
+chaos: $(VENV)/.installed-index ## Kill, hang, fill up and feed rubbish; count what callers lose
+	$(PY) -m bench.chaos $(ARGS)
 
 bench: $(VENV)/.installed ## Compare throughput and latency with the alternatives
 	$(PY) -m bench.serving $(ARGS)
