@@ -22,9 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from archive.registry.store import Registry
-from bench import chaos_faults, chaos_kills
+from bench import chaos_commands, chaos_faults, chaos_kills
 from bench.chaos_faults import BAD_ARCHIVES, BAD_VERSIONS, Fault, bad_archive, bad_version
 from bench.chaos_world import (
+    CAN_MOUNT,
     CONNECTIONS,
     MODEL,
     NUMBERS,
@@ -97,10 +98,13 @@ def faults(config: Config) -> Iterator[tuple[str, Fault, int | None]]:
     for name in BAD_VERSIONS:
         # It passes the replay, so callers get its answers until the watch has noticed.
         yield f"deploy: {name}", bad_version(name), 500 if name == "turns constant" else 0
-    yield "deploy: the store is full", chaos_faults.full_store, 0
+    if CAN_MOUNT:
+        yield "deploy: the store is full", chaos_faults.full_store, 0
     for name in BAD_ARCHIVES:
         yield f"reload: {name}", bad_archive(name), 0
     yield "fuzzed bodies, memory", chaos_faults.fuzzed(config.fuzzed), 0
+    for name, fault in chaos_commands.FAULTS.items():
+        yield name, fault, 0
     yield "TorchServe is killed", chaos_faults.killed_torchserve, None
     yield "make serve is killed", chaos_faults.killed_serve, None
 

@@ -7,11 +7,9 @@ import json
 import os
 import signal
 import struct
-import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -28,6 +26,7 @@ from bench.chaos_world import (
     FaultError,
     World,
     archive,
+    full,
     run,
 )
 from bench.soak_scenario import memory
@@ -194,28 +193,10 @@ def bad_archive(name: str) -> Fault:
     return run
 
 
-@contextmanager
-def _full(folder: Path) -> Iterator[None]:
-    """Mount a small file system over a folder, and fill it."""
-    content = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    size = sum(map(len, content.values())) + (64 << 10)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    subprocess.run(mount, check=True, capture_output=True)
-    try:
-        for name, data in content.items():
-            (folder / name).write_bytes(data)
-        with suppress(OSError), (folder / "filler").open("wb", buffering=0) as filler:
-            while filler.write(bytes(4096)):
-                pass
-        yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 def full_store(world: World) -> float:
     """Deploy to a store whose disk is full."""
     started = time.monotonic()
-    with _full(world.store):
+    with full(world.store):
         world.refuse("v2", "the disk is full")
     return time.monotonic() - started
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -20,9 +21,10 @@ from archive.registry.store import Registry
 from serving.client import TorchServe
 from serving.load import calling
 from serving.model_version import ModelVersion
-from serving.testing import ROOT, Server, make_archive
+from serving.testing import CONFIG, ROOT, Server, make_archive
 
 CONNECTIONS = 16
+CAN_MOUNT = os.geteuid() == 0  # small file systems, to fill them
 TIMEOUT_S = 60.0
 MODEL, TRAINED = "chaos", "xgb"
 N_ROWS = 4
@@ -57,7 +59,13 @@ class FaultError(Exception):
 
 
 def archive(
-    folder: Path, version: str, *, at_load: str = "pass", at_call: str = "pass", golden: float = 0
+    folder: Path,
+    version: str,
+    *,
+    at_load: str = "pass",
+    at_call: str = "pass",
+    golden: float = 0,
+    config: str = CONFIG,
 ) -> Path:
     """Make an archive of the stand-in.
 
@@ -67,13 +75,16 @@ def archive(
         at_load: A statement to run when it is loaded.
         at_call: A statement to run for each request.
         golden: How far the golden predictions are off.
+        config: Its ``model-config.yaml``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     number = NUMBERS.get(version, OTHER_NUMBER)
     rows = [{"x": x} for x in range(N_ROWS)]
     expected = {"rows": rows, "predictions": [number + row["x"] + golden for row in rows]}
     source = HANDLER.format(number=number, at_load=at_load, at_call=at_call)
-    return make_archive(folder, MODEL, source, version=version, golden=json.dumps(expected))
+    return make_archive(
+        folder, MODEL, source, version=version, golden=json.dumps(expected), config=config
+    )
 
 
 def table(path: Path, n_rows: int = 2000) -> Path:
@@ -104,6 +115,24 @@ def complete(
     """Run a command of the project to its end, whatever its exit status."""
     command = [sys.executable, "-m", module, *map(str, flags)]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+
+@contextmanager
+def full(folder: Path) -> Iterator[None]:
+    """Mount a small file system over a folder while the block runs, and fill it; only root can."""
+    content = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    size = sum(map(len, content.values())) + (64 << 10)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    subprocess.run(mount, check=True, capture_output=True)
+    try:
+        for name, data in content.items():
+            (folder / name).write_bytes(data)
+        with suppress(OSError), (folder / "filler").open("wb", buffering=0) as filler:
+            while filler.write(bytes(4096)):
+                pass
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @dataclass
