@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from handlers.errors import ArchiveError
 from handlers.signature import (
     GOLDEN_FILE,
@@ -22,12 +24,12 @@ from handlers.signature import (
 )
 from serving import signing
 from serving.archive_schema import (
+    SIGNATURE,
     Golden,
     Manifest,
     SampleRequest,
+    problems,
     read_config,
-    read_json,
-    read_signature,
 )
 from serving.zip_records import ZipRecords, ZipRecordsError, open_records
 
@@ -89,13 +91,13 @@ class ArchiveFile:
             with _naming(CONFIG_FILE):
                 config = read_config(texts[CONFIG_FILE])
             with _naming(SAMPLE_FILE):
-                read_json(SampleRequest, texts[SAMPLE_FILE])
+                SampleRequest.model_validate_json(texts[SAMPLE_FILE])
         except KeyError as error:
             raise ArchiveError(f"{error.args[0]} is missing") from error
         golden = None
         if GOLDEN_FILE in texts:
             with _naming(GOLDEN_FILE):
-                golden = read_json(Golden, texts[GOLDEN_FILE])
+                golden = Golden.model_validate_json(texts[GOLDEN_FILE])
         return cls(path, signature, config, texts[SAMPLE_FILE].decode().strip(), golden)
 
     @property
@@ -129,9 +131,9 @@ def _verified(records: ZipRecords) -> Signature:
     signed = records.read(SIGNED_FILE) if SIGNED_FILE in records.names else None
     signing.check(described, manifest, signed, os.environ)
     with _naming(SIGNATURE_FILE):
-        signature = read_signature(described)
+        signature = SIGNATURE.validate_json(described)
     with _naming(MANIFEST_FILE):
-        read_json(Manifest, manifest)
+        Manifest.model_validate_json(manifest)
     check_manifest(signature, manifest)
     verify_files(signature, records.names, lambda name: _sha256(records.chunks(name)))
     if signature.handler not in signature.files:
@@ -151,8 +153,8 @@ def _naming(file: str) -> Iterator[None]:
     """Name the file of an archive in which something is wrong."""
     try:
         yield
-    except ZipRecordsError:
-        raise
+    except ValidationError as error:
+        raise ArchiveError(f"{file}: {problems(error)}") from error
     except ValueError as error:
         raise ArchiveError(f"{file}: {error}") from error
 

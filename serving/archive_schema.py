@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 import orjson
 import yaml
@@ -142,48 +142,22 @@ class Golden(BaseModel):
         return [self.request, *(orjson.dumps({"data": [row]}) for row in self.rows)]
 
 
-_SIGNATURE = TypeAdapter(CheckedSignature)
-_Any = TypeVar("_Any", bound=BaseModel)
-
-
-def read_signature(text: bytes) -> Signature:
-    """Parse ``signature.json``.
-
-    Raises:
-        ValueError: If it is not readable, or something in it is wrong.
-    """
-    try:
-        return _SIGNATURE.validate_json(text)
-    except ValidationError as error:
-        raise ValueError(problems(error)) from error
-
-
-def read_json(schema: type[_Any], text: bytes) -> _Any:
-    """Parse a JSON file.
-
-    Raises:
-        ValueError: If it is not readable, or something in it is wrong.
-    """
-    try:
-        return schema.model_validate_json(text)
-    except ValidationError as error:
-        raise ValueError(problems(error)) from error
+SIGNATURE = TypeAdapter(CheckedSignature)
 
 
 def read_config(text: bytes) -> dict[str, Any]:
     """Parse ``model-config.yaml``.
 
     Raises:
-        ValueError: If it is not readable, or something in it is wrong.
+        ValidationError: If something in it is wrong.
+        ValueError: If it is not readable.
     """
     try:
         config = yaml.safe_load(text)
-        config = {} if config is None else config
-        ModelConfig.model_validate(config)
-    except ValidationError as error:
-        raise ValueError(problems(error)) from error
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"not readable: {error}") from error
+    config = {} if config is None else config
+    ModelConfig.model_validate(config)
     return dict(config)
 
 

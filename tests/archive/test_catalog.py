@@ -34,7 +34,7 @@ def test_one_text_serves_both_languages(tmp_path: Path) -> None:
     ("text", "needs_bars", "message"),
     [
         ("[", True, "card.yaml is not readable YAML: "),
-        ("", True, "card.yaml: the file: Input should be a valid dictionary"),
+        ("", True, "card.yaml: Input should be a valid dictionary"),
         ("learns: clicks", False, "card.yaml: row: Field required; prediction: Field required"),
         (CARD.replace("zh:", "cn:"), False, "learns.zh: Field required; learns.cn: Extra inputs"),
         (f"{CARD}bars: {{auc: high}}", True, "bars.auc: Input should be a valid number"),
