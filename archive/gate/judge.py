@@ -121,7 +121,7 @@ def judge(config: GateConfig) -> Judgement:
             evaluation,
             {name: evaluation.report(scored.results) for name, scored in baselines.items()},
             [
-                *([f"compared with {reference.reason}"] if reference.reason else []),
+                *([f"reference: {reference.reason}"] if reference.reason else []),
                 *notes(new, old, evaluation),
             ],
         )

@@ -61,7 +61,9 @@ def choose_reference(registry: Registry, model: str, new: str) -> Reference:
         if champion:
             return Reference(champion, f"{champion} is the registry's champion")
         serves = f"{new} itself serves" if served else "nothing serves"
-        return Reference("", f"baselines: the registry has no champion, and {serves} on {port}")
+        return Reference(
+            "", f"the baselines, because the registry has no champion and {serves} on {port}"
+        )
     reason = f"{served} serves on {port}"
     if champion and champion != served:
         reason += (

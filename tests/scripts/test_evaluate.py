@@ -109,7 +109,7 @@ def test_version_that_is_as_good_as_the_champion_passes(
     assert gate("v2", "--slice", "user_gender") == evaluate.PASSED
     output = capsys.readouterr().out
     assert "PASS xgb v2 against v1" in output
-    assert "note: compared with v1 is the registry's champion" in output
+    assert "note: reference: v1 is the registry's champion" in output
     assert f"verdict: in the registry, {registry.folder}, for xgb v2" in output
     places = ["--registry", str(registry.folder), "--model-dir", str(versions)]
     assert register_model.main(["--model", "xgb", "--version", "v2", *places]) == 0
@@ -151,7 +151,10 @@ def test_first_version_is_judged_against_the_baselines(
     assert gate("v1") == evaluate.PASSED
     output = capsys.readouterr().out
     assert "PASS xgb v1 against linear" in output
-    assert "compared with baselines: the registry has no champion, and nothing serves" in output
+    assert (
+        "reference: the baselines, because the registry has no champion and nothing serves"
+        in output
+    )
     assert "user_gender 2" in output
     assert "user_age 25 to 35" in output
     assert gate("stump", "--slice", "user_gender") == evaluate.FAILED
@@ -181,7 +184,7 @@ def test_what_serves_here_is_the_reference(
         output = capsys.readouterr().out
         assert "PASS xgb v2 against v1" in output
         port = server.env["INFERENCE_PORT"]
-        assert f"note: compared with v1 serves on port {port} of this machine" in output
+        assert f"note: reference: v1 serves on port {port} of this machine" in output
 
         assert choose_reference(registry, "xgb", "v1").version == ""  # itself, and nothing else
         assert choose_reference(registry, "mmoe", "v1").version == ""
