@@ -25,10 +25,8 @@ MAX_PROBLEMS = 3
 # A name that can stand in a URL and in a file name.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 # A path below the folder that the archive is unpacked to: no "..", no "/" first, no "\".
-FilePath = Annotated[
-    str,
-    StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$"),
-]
+_PART = "[A-Za-z0-9_-][A-Za-z0-9_ .+=@-]*"
+FilePath = Annotated[str, StringConstraints(pattern=f"^{_PART}(/{_PART})*$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 _STRICT = ConfigDict(strict=True, frozen=True)

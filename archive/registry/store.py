@@ -19,6 +19,7 @@ from archive.files import digest, replacing
 from archive.registry.contents import Document, RegisteredModel
 from archive.registry.documents import ALIASES, PREVIOUS, Entry, RegistryError, Verdict
 from archive.registry.storage import Storage
+from handlers.errors import ArchiveError
 from serving.archive_file import ArchiveFile
 from training.artifacts import check_version
 
@@ -135,6 +136,7 @@ class Registry:
             ``<folder>/<model>.mar``, which appears whole and checked or not at all.
 
         Raises:
+            ArchiveError: If its archive is not signed, and RECMAR_PUBLIC_KEY is set.
             RegistryError: If the version is not registered, or its archive is missing or altered.
         """
         entry = self.entry(model, version)
@@ -150,7 +152,10 @@ class Registry:
                     "bucket that has it: --s3-bucket"
                 )
             entry.check_file(part)
-            ArchiveFile.read(part, model)
+            try:
+                ArchiveFile.read(part, model)
+            except ArchiveError as error:
+                raise ArchiveError(str(error).replace(str(part), str(stored))) from error
         return target
 
     def check_writable(self) -> None:
