@@ -10,6 +10,7 @@ import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -32,7 +33,7 @@ from bench.chaos_world import (
 from bench.soak_scenario import memory
 from serving.archive_file import ArchiveFile
 from serving.settings import Settings
-from serving.testing import start, wait_until
+from serving.testing import running_server, start, stop, wait_until
 
 MAX_GROWTH = 0.03  # of the memory, from one pass of fuzzed bodies to the next
 WARM_UP_PASSES = 1  # after which the memory must stay
@@ -104,29 +105,33 @@ def killed_sidecar(world: World) -> float:
 
 def killed_torchserve(world: World) -> float:
     """Kill TorchServe: `make serve` ends and says so, and can be started again."""
-    return _restarted(world, world.process("java"), expected_status=1)
+    return _restarted(world, "java", expected_status=1)
 
 
 def killed_serve(world: World) -> float:
     """Kill `make serve` itself: nothing stays behind, and it can be started again."""
-    return _restarted(world, psutil.Process(world.server.process.pid), -signal.SIGKILL)
+    return _restarted(world, "", expected_status=-signal.SIGKILL)
 
 
-def _restarted(world: World, victim: psutil.Process, expected_status: int) -> float:
-    server = world.server
-    family = psutil.Process(server.process.pid).children(recursive=True)
-    victim.kill()
-    status = server.process.wait(TIMEOUT_S)
-    if status != expected_status:
-        raise FaultError(f"make serve ended with {status}, expected {expected_status}")
-    _, alive = psutil.wait_procs(family, TIMEOUT_S)
-    if alive:
-        raise FaultError(f"still running: {', '.join(map(str, alive))}")
-    started = time.monotonic()
-    # The process is replaced in place: the block that runs the server stops whatever it finds.
-    object.__setattr__(server, "process", start(server.env))
-    wait_until(world.healthy, TIMEOUT_S)
-    return time.monotonic() - started
+def _restarted(world: World, part: str, expected_status: int) -> float:
+    """Kill a part of a further instance, or itself, and start it again in the same places."""
+    with running_server(world.store) as server:
+        further = replace(world, server=server)
+        family = psutil.Process(server.process.pid).children(recursive=True)
+        (further.process(part) if part else server.process).kill()
+        status = server.process.wait(TIMEOUT_S)
+        if status != expected_status:
+            raise FaultError(f"make serve ended with {status}, expected {expected_status}")
+        _, alive = psutil.wait_procs(family, TIMEOUT_S)
+        if alive:
+            raise FaultError(f"still running: {', '.join(map(str, alive))}")
+        started = time.monotonic()
+        again = start(server.env)
+        try:
+            wait_until(further.healthy, TIMEOUT_S)
+            return time.monotonic() - started
+        finally:
+            stop(again)
 
 
 def switched(world: World) -> float:

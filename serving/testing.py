@@ -91,14 +91,7 @@ def running_server(model_store: Path, root: Path = ROOT, /, **env: str) -> Itera
                 raise ServeError(f"scripts.serve: {process.communicate()[1]}")
             yield Server(process, environment, output)
         finally:
-            process.send_signal(signal.SIGINT)
-            time.sleep(0.1)
-            process.send_signal(signal.SIGINT)  # without draining: the block has its responses
-            try:
-                process.communicate(timeout=STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
+            stop(process)
 
 
 @contextmanager
@@ -119,6 +112,22 @@ def instance_env(model_store: Path, **env: str) -> Iterator[dict[str, str]]:
             "LOG_LOCATION": f"{folder}/logs",
             **env,
         }
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """Stop a server without draining it, if it still runs.
+
+    Raises:
+        TimeoutExpired: If it does not end.
+    """
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    try:
+        process.communicate(timeout=STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
 
 
 def start(env: dict[str, str], *command: str, root: Path = ROOT) -> subprocess.Popen[str]:
