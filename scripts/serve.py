@@ -178,9 +178,9 @@ def status(settings: Settings) -> int:
 
 async def describe(settings: Settings) -> tuple[list[ModelVersion], tuple[bool, list[str]]]:
     """Return the models of the running instance and what its sidecar finds."""
-    healthy, findings = await sidecar_process.findings(settings)
     async with TorchServe.on_this_machine(settings) as torchserve:
         models = await torchserve.models()
+        healthy, findings = await sidecar_process.findings(settings)
         if findings is None and settings.index_uri:  # an index that was written after the start
             names = [model.name for model in models if model.is_default]
             findings = await served_mismatches(torchserve, names, settings.index_uri)
