@@ -33,7 +33,7 @@ def test_a_short_soak_switches_and_kills_and_loses_nothing_else(
         trained = artifact_folder(example)
         shutil.copytree(trained, artifacts.joinpath(*trained.parts[-2:]))
     flags = ["--models", "xgb,item_tower", "--artifacts-dir", str(artifacts)]
-    assert soak.main([*flags, "--minutes", "0.2", "--results", str(tmp_path)]) == 0
+    assert soak.main([*flags, "--minutes", "0.4", "--results", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert re.search(r"versions switched +[1-9]", out)
     assert re.search(r"workers killed +[1-9]", out)
