@@ -89,8 +89,8 @@ deploy: $(VENV)/.installed ## Switch running servers to a version: MODEL=deepfm 
 readme: $(VENV)/.installed ## Write the model tables of the READMEs from archive/*/card.yaml
 	@$(PY) -m scripts.readme
 
-test: $(VENV)/.installed-dev ## Run the tests
-	$(PY) -m pytest $(ARGS)
+test: $(VENV)/.installed-dev ## Run the tests, two files at a time [ARGS='-n 0 tests/archive']
+	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Run ruff, mypy, import-linter and shellcheck
 	$(VENV)/bin/ruff check .

@@ -58,7 +58,7 @@ class Config:
     only: str = ""
     times: int = 3
     kills: int = 50
-    fuzzed: int = 20_000
+    fuzzed: int = 50_000
 
     def chooses(self, name: str) -> bool:
         """Return whether a fault is to be tried."""
