@@ -43,7 +43,7 @@ def check_error(answer: requests.Response, status: int, kind: str, message: str)
         (b"not JSON", "body: expected JSON"),
         (b'{"data": [{}]', "body: expected JSON"),
         (b'{"data": [\xff]}', "got bytes that are not UTF-8 (0xff at position 10); send UTF-8"),
-        (gzip.compress(b'{"data": [{}]}'), "got a gzip body; send it uncompressed"),
+        (gzip.compress(b'{"data": [{}]}', mtime=0), "got a gzip body; send it uncompressed"),
         (
             b'\xef\xbb\xbf{"data": [{}]}',
             "got UTF-8 with a byte order mark; send it without the mark",

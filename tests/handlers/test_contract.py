@@ -33,7 +33,7 @@ BAD_BODIES = [
     (400, b'{"data": []}'),
     (400, b'{"data": [true]}'),
     (400, None),
-    (400, gzip.compress(b'{"data": [{}]}')),
+    (400, gzip.compress(b'{"data": [{}]}', mtime=0)),
     (400, b'\xef\xbb\xbf{"data": [{}]}'),
     (400, b'{"data": [{"no such key": 1}]}'),
 ]

@@ -231,7 +231,7 @@ def test_bytes_of_a_column_that_is_not_read_do_not_matter(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (gzip.compress(b"label,price,item\n"), "got a gzip file; end its name in .gz"),
+        (gzip.compress(b"label,price,item\n", mtime=0), "got a gzip file; end its name in .gz"),
         (b"PAR1\x15\x04\xff\xfe\n", "got a Parquet file; end its name in .parquet"),
         (b"PK\x03\x04\x14\x00\xff\n", "got a zip file or an Excel workbook; extract it"),
         (b"\x00\xff\xfe not a table", "it is not a text file"),
