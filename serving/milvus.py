@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -54,6 +55,8 @@ def connected(uri: str) -> Iterator[MilvusClient]:
     """
     from pymilvus import MilvusClient
 
+    for library in ("faiss", "milvus_lite"):  # each logs how it starts
+        logging.getLogger(library).setLevel(logging.WARNING)
     client = MilvusClient(uri, token=os.environ.get("MILVUS_TOKEN", ""))
     try:
         yield client
