@@ -117,11 +117,8 @@ def outcomes(config: Config) -> Iterator[Outcome]:
     """
     with tempfile.TemporaryDirectory(prefix="recmar-chaos-") as folder:
         scratch = Path(folder)
-        data, trained, store = (
-            table(scratch / "table.csv"),
-            scratch / "artifacts",
-            scratch / "store",
-        )
+        data = table(scratch / "table.csv")
+        trained, store = scratch / "artifacts", scratch / "store"
         flags = ["--data-path", str(data), "--features", "price,ctr", "--epochs", "20"]
         run("scripts.train", "--model", TRAINED, *flags, "--artifacts-dir", trained)
         run("archive.package", "--model", TRAINED, "--artifacts-dir", trained, "--store", store)
@@ -134,13 +131,12 @@ def outcomes(config: Config) -> Iterator[Outcome]:
             for name, fault, may_lose in faults(config):
                 if config.chooses(name):
                     yield _try(world, name, fault, may_lose, config.times)
-            for name, make in chaos_kills.commands(world).items():
-                name = f"{name} is killed"
+            for command, make in chaos_kills.commands(world).items():
+                name = f"{command} is killed"
                 if config.chooses(name) and config.kills:
                     with world.load() as load:
                         survived, last_s, problem = chaos_kills.kill(world, make, config.kills)
-                    if load.lost and not problem:
-                        problem = f"lost: {load.lost[0]}"
+                    problem = problem or load.problem(0)
                     yield Outcome(name, config.kills, survived, len(load.lost), last_s, problem)
 
 
@@ -157,8 +153,7 @@ def _try(world: World, name: str, fault: Fault, may_lose: int | None, times: int
                     time.sleep(0.2)
                     recovery_s = max(recovery_s, fault(world))
                 lost += len(load.lost)
-                if len(load.lost) > may_lose:
-                    found = f"lost {len(load.lost)} requests: {load.lost[0]}"
+                found = load.problem(may_lose)
         except (FaultError, UserError, OSError, subprocess.SubprocessError) as error:
             found = f"{type(error).__name__}: {error}"
         survived += not found

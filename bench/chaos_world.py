@@ -147,6 +147,12 @@ class Load:
     answered: int = 0
     lost: list[str] = field(default_factory=list)
 
+    def problem(self, may_lose: int) -> str:
+        """Return what is wrong with it; empty if callers were answered and lost few requests."""
+        if len(self.lost) > may_lose:
+            return f"lost {len(self.lost)} requests: {self.lost[0]}"
+        return "" if self.answered else "no caller was answered"
+
 
 @dataclass
 class World:

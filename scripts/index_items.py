@@ -91,12 +91,13 @@ def choose_version(run: str, wanted: str) -> tuple[str | None, str]:
             continue
         if versions := versions_here(settings, name):
             served[name] = versions[0].version
+    if not served:
+        return None, f"the newest, because none serves {place}"
     if len(set(served.values())) > 1:
         listed = ", ".join(f"{name} {version}" for name, version in served.items())
         raise UserError(f"{listed} serve {place}: choose one, --version")
-    for version in served.values():
-        return version, f"which serves {place}"
-    return None, f"the newest, because none serves {place}"
+    [version] = set(served.values())
+    return version, f"which serves {place}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
