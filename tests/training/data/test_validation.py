@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -128,6 +130,15 @@ def fit(tmp_path: Path) -> Callable[..., int]:
     return run
 
 
+@contextmanager
+def meta_of_v1(root: Path) -> Iterator[dict[str, Any]]:
+    """Change the meta file of version v1."""
+    path = root / "artifacts" / "xgb" / "v1" / "feature_meta.json"
+    meta = json.loads(path.read_text())
+    yield meta
+    path.write_text(json.dumps(meta))
+
+
 def test_data_is_compared_with_that_of_the_previous_version(
     fit: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,10 +158,8 @@ def test_data_is_not_compared_with_generated_data(
     fit: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fit(frame(), "v1") == 0
-    path = tmp_path / "artifacts" / "xgb" / "v1" / "feature_meta.json"
-    meta = json.loads(path.read_text())
-    meta["hyperparameters"]["data_path"] = None  # as if no data had been named
-    path.write_text(json.dumps(meta))
+    with meta_of_v1(tmp_path) as meta:
+        meta["hyperparameters"]["data_path"] = None  # as if no data had been named
     assert fit(frame().assign(item_price=lambda t: t.item_price * 10), "v2", "--strict") == 0
     assert "warning" not in capsys.readouterr().err
 
@@ -171,9 +180,7 @@ def test_artifacts_without_statistics_are_skipped(
     fit: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fit(frame(), "v1") == 0
-    path = tmp_path / "artifacts" / "xgb" / "v1" / "feature_meta.json"
-    meta = json.loads(path.read_text())
-    del meta["statistics"]
-    path.write_text(json.dumps(meta))
+    with meta_of_v1(tmp_path) as meta:
+        del meta["statistics"]
     assert fit(frame().assign(item_price=lambda t: t.item_price * 10), "v2", "--strict") == 0
     assert "warning" not in capsys.readouterr().err
